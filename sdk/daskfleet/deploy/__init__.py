@@ -1,0 +1,1 @@
+"""Cluster managers: every one a `daskfleet.deploy.cluster.Cluster`."""

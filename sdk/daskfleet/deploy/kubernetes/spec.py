@@ -1,0 +1,230 @@
+"""The custom resources that the SDK writes, as plain dicts: written as YAML, ``kubectl apply`` takes them."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from daskfleet._version import __version__
+from daskfleet.deploy.kubernetes.errors import InvalidName
+
+GROUP = "kubernetes.dask.org"
+VERSION = "v1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+CLUSTER_LABEL = "dask.org/cluster-name"
+GROUP_LABEL = "dask.org/workergroup-name"
+COMPONENT_LABEL = "dask.org/component"
+
+COMM_PORT = 8786
+HTTP_PORT = 8787
+WORKER_HTTP_PORT = 8788
+
+DEFAULT_IMAGE = f"daskfleet/runtime:{__version__}"
+# The operator derives names such as `{cluster}-default-worker-…` within the 63 characters of a label.
+LONGEST_NAME = 53
+
+Env = Mapping[str, str] | Sequence[Mapping[str, Any]]
+Spec = dict[str, Any]
+
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+
+
+def check_name(name: str, what: str = "cluster") -> str:
+    """Return `name` if a cluster (or another `what`) can have it.
+
+    Raises
+    ------
+    InvalidName
+        Unless it is an RFC 1123 label of at most 53 characters: lower-case letters, digits and ``-``, a letter or digit
+        at both ends.
+    """
+    if not isinstance(name, str):
+        raise InvalidName(f"a {what} name is a string, not {type(name).__name__}")
+    if len(name) > LONGEST_NAME:
+        raise InvalidName(f"{what} name {name!r} has {len(name)} characters, at most {LONGEST_NAME} are possible")
+    if not _LABEL.fullmatch(name):
+        raise InvalidName(
+            f"{what} name {name!r} is not possible in Kubernetes: use lower-case letters, digits and '-', "
+            "with a letter or digit at both ends" + _suggestion(name)
+        )
+    return name
+
+
+def _suggestion(name: str) -> str:
+    candidate = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return f"; for example {candidate!r}" if candidate else ""
+
+
+def new_name() -> str:
+    """A fresh cluster name, ``dask-{user}-{10 random hexadecimal digits}``."""
+    try:
+        user = re.sub(r"[^a-z0-9]+", "-", getpass.getuser().lower()).strip("-")[:20].strip("-")
+    except (KeyError, OSError):  # a uid without a name, as containers often have
+        user = ""
+    return "-".join(part for part in ("dask", user, uuid.uuid4().hex[:10]) if part)
+
+
+def group_name(cluster: str, worker_group: str) -> str:
+    """The DaskWorkerGroup's name for what users call `worker_group`: ``{cluster}-{worker_group}``, or as it is."""
+    return worker_group if worker_group.startswith(f"{cluster}-") else f"{cluster}-{worker_group}"
+
+
+def make_cluster_spec(
+    name: str,
+    image: str = DEFAULT_IMAGE,
+    n_workers: int = 0,
+    resources: Mapping[str, Any] | None = None,
+    env: Env | None = None,
+    worker_command: str | Sequence[str] = "dask-worker",
+    scheduler_service_type: str = "ClusterIP",
+    idle_timeout: float = 0,
+    jupyter: bool = False,
+) -> Spec:
+    """A DaskCluster resource.
+
+    Parameters
+    ----------
+    name
+        The cluster's name, at most 53 characters.
+    image
+        Container image of the scheduler and the workers.
+    n_workers
+        Workers to start with.
+    resources
+        ``{"requests": {...}, "limits": {...}}`` of each container.
+    env
+        Environment variables, ``{name: value}`` or a list as pods have it.
+    worker_command
+        The command of the workers, as a string to be split or a list.
+    scheduler_service_type
+        ``ClusterIP``, ``NodePort`` or ``LoadBalancer``.
+    idle_timeout
+        Seconds without work after which the operator deletes the cluster; 0 for never.
+    jupyter
+        Run a Jupyter server inside the scheduler.
+
+    Returns
+    -------
+    dict
+        To be changed at will and given to ``KubeCluster(custom_cluster_spec=...)`` or written to a YAML file.
+
+    Raises
+    ------
+    InvalidName
+        If no cluster can have this name.
+    """
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "DaskCluster",
+        "metadata": {"name": check_name(name)},
+        "spec": {
+            "idleTimeout": int(idle_timeout),
+            "worker": make_worker_spec(image, n_workers, resources, env, worker_command),
+            "scheduler": make_scheduler_spec(name, image, resources, env, scheduler_service_type, jupyter),
+        },
+    }
+
+
+def make_worker_spec(
+    image: str = DEFAULT_IMAGE,
+    n_workers: int = 0,
+    resources: Mapping[str, Any] | None = None,
+    env: Env | None = None,
+    worker_command: str | Sequence[str] = "dask-worker",
+) -> Spec:
+    """The ``worker`` part of a DaskCluster or DaskWorkerGroup; parameters as in `make_cluster_spec`."""
+    if n_workers < 0:
+        raise ValueError(f"n_workers={n_workers}: a cluster cannot have less than no workers")
+    command = worker_command.split() if isinstance(worker_command, str) else list(worker_command)
+    own = ["--name", "$(DASK_WORKER_NAME)", "--dashboard", "--dashboard-address", str(WORKER_HTTP_PORT)]
+    container = {
+        "name": "worker",
+        "image": image,
+        "args": [*command, *own],
+        "env": _env(env),
+        "resources": dict(resources or {}),
+        "ports": [{"name": "http-dashboard", "containerPort": WORKER_HTTP_PORT, "protocol": "TCP"}],
+    }
+    return {"replicas": n_workers, "spec": {"containers": [container]}}
+
+
+def make_scheduler_spec(
+    name: str,
+    image: str = DEFAULT_IMAGE,
+    resources: Mapping[str, Any] | None = None,
+    env: Env | None = None,
+    scheduler_service_type: str = "ClusterIP",
+    jupyter: bool = False,
+) -> Spec:
+    """The ``scheduler`` part of a DaskCluster; parameters as in `make_cluster_spec`."""
+    ports = [("tcp-comm", COMM_PORT), ("http-dashboard", HTTP_PORT)]
+    health = {"httpGet": {"path": "/health", "port": "http-dashboard"}}
+    container = {
+        "name": "scheduler",
+        "image": image,
+        "args": ["dask-scheduler", "--host", "0.0.0.0", *(["--jupyter"] if jupyter else [])],
+        "env": _env(env),
+        "resources": dict(resources or {}),
+        "ports": [{"name": port_name, "containerPort": port, "protocol": "TCP"} for port_name, port in ports],
+        "readinessProbe": {**health, "periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 3},
+        # A scheduler that is busy must not be killed for it: only one that is silent for five minutes.
+        "livenessProbe": {**health, "periodSeconds": 20, "timeoutSeconds": 15, "failureThreshold": 15},
+    }
+    return {
+        "spec": {"containers": [container]},
+        "service": {
+            "type": scheduler_service_type,
+            "selector": {CLUSTER_LABEL: name, COMPONENT_LABEL: "scheduler"},
+            "ports": [
+                {"name": port_name, "protocol": "TCP", "port": port, "targetPort": port_name}
+                for port_name, port in ports
+            ],
+        },
+    }
+
+
+def make_worker_group_spec(cluster: str, worker_group: str, worker: Spec) -> Spec:
+    """A DaskWorkerGroup resource.
+
+    Parameters
+    ----------
+    cluster
+        The name of the cluster that it belongs to.
+    worker_group
+        What users call it; the resource is named ``{cluster}-{worker_group}``.
+    worker
+        As `make_worker_spec` makes it.
+    """
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "DaskWorkerGroup",
+        "metadata": {
+            "name": group_name(cluster, worker_group),
+            "labels": {CLUSTER_LABEL: cluster, COMPONENT_LABEL: "workergroup"},
+        },
+        "spec": {"cluster": cluster, "worker": worker},
+    }
+
+
+def make_autoscaler_spec(cluster: str, minimum: int, maximum: int) -> Spec:
+    """A DaskAutoscaler resource that keeps `cluster` between `minimum` and `maximum` workers."""
+    if not 0 <= minimum <= maximum:
+        raise ValueError(f"adapt(minimum={minimum}, maximum={maximum}): 0 <= minimum <= maximum is needed")
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "DaskAutoscaler",
+        "metadata": {"name": cluster, "labels": {CLUSTER_LABEL: cluster}},
+        "spec": {"cluster": cluster, "minimum": minimum, "maximum": maximum},
+    }
+
+
+def _env(env: Env | None) -> list[dict[str, Any]]:
+    if env is None:
+        return []
+    if isinstance(env, Mapping):
+        return [{"name": name, "value": str(value)} for name, value in env.items()]
+    return [dict(entry) for entry in env]
