@@ -48,6 +48,24 @@ def resource_path(kind: str, namespace: str | None, name: str | None = None, sub
     return "/".join(parts)
 
 
+def load_library() -> tuple[Any, Any]:
+    """Import what we use of the official client: its ApiClient and its Configuration.
+
+    Raises
+    ------
+    ImportError
+        With the command that installs it.
+    """
+    try:
+        from kubernetes.aio.client.api_client import ApiClient
+        from kubernetes.aio.client.configuration import Configuration
+    except ImportError as error:
+        raise ImportError(
+            f'KubeCluster needs the official Kubernetes client ({error}): pip install "daskfleet[kubernetes]"'
+        ) from None
+    return ApiClient, Configuration
+
+
 class Api:
     """A connection to one API server as one user. Made by `Api.connect`, used on one event loop, closed by `close`.
 
@@ -93,13 +111,7 @@ class Api:
         return api
 
     async def _load(self) -> None:
-        try:
-            from kubernetes.aio.client.api_client import ApiClient
-            from kubernetes.aio.client.configuration import Configuration
-        except ImportError as error:
-            raise ImportError(
-                'KubeCluster needs the official Kubernetes client: pip install "daskfleet[kubernetes]"'
-            ) from error
+        ApiClient, Configuration = load_library()
         configuration = Configuration()
         self.in_cluster = await self._configure(configuration)
         configuration.connection_pool_maxsize = 0  # every forwarded connection holds one: no limit
@@ -133,8 +145,11 @@ class Api:
                 self.namespace = (SERVICE_ACCOUNT / "namespace").read_text().strip()
                 return True
         except (config.ConfigException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            where = f" in context {self._context!r}" if self._context else ""
-            raise KubeConfigError(f"the kubeconfig {files} cannot be used{where}: {error}") from None
+            if self._context and self._context not in (names := _contexts(config, files)):
+                raise KubeConfigError(
+                    f"the kubeconfig {files} has no context {self._context!r}; it has: {', '.join(names) or 'none'}"
+                ) from None
+            raise KubeConfigError(f"the kubeconfig {files} cannot be used: {error}") from None
         raise KubeConfigError(
             f"no Kubernetes configuration: there is no kubeconfig at {files}, and this process is not in a pod; "
             "set KUBECONFIG to one that works with kubectl"
@@ -345,6 +360,13 @@ def _kubeconfig_files() -> tuple[str, bool]:
     """The kubeconfig files as KUBECONFIG or the default name them, and whether there is one."""
     files = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     return files, any(path and Path(path).expanduser().exists() for path in files.split(os.pathsep))
+
+
+def _contexts(config: Any, files: str) -> list[str]:
+    try:
+        return sorted(str(context["name"]) for context in config.list_kube_config_contexts(files)[0])
+    except (config.ConfigException, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 async def _status_object(response: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import struct
@@ -87,9 +88,8 @@ class PortForward:
                 self._accept, "127.0.0.1", self.local_port, limit=CHUNK, backlog=256
             )
         except OSError as error:
-            raise PortInUse(
-                f"cannot listen on 127.0.0.1:{self.local_port} ({error.strerror}): choose another port, or none at all"
-            ) from None
+            reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+            raise PortInUse(f"the local port {self.local_port} {reason}: choose another, or leave it open") from None
         self.local_port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:

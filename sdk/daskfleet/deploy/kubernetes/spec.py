@@ -23,6 +23,8 @@ COMM_PORT = 8786
 HTTP_PORT = 8787
 WORKER_HTTP_PORT = 8788
 
+SERVICE_TYPES = ("ClusterIP", "NodePort", "LoadBalancer")
+
 DEFAULT_IMAGE = f"daskfleet/runtime:{__version__}"
 # The operator derives names such as `{cluster}-default-worker-…` within the 63 characters of a label.
 LONGEST_NAME = 53
@@ -161,6 +163,8 @@ def make_scheduler_spec(
     jupyter: bool = False,
 ) -> Spec:
     """The ``scheduler`` part of a DaskCluster; parameters as in `make_cluster_spec`."""
+    if scheduler_service_type not in SERVICE_TYPES:
+        raise ValueError(f"scheduler_service_type={scheduler_service_type!r}: one of {', '.join(SERVICE_TYPES)}")
     ports = [("tcp-comm", COMM_PORT), ("http-dashboard", HTTP_PORT)]
     health = {"httpGet": {"path": "/health", "port": "http-dashboard"}}
     container = {

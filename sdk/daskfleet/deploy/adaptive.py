@@ -1,0 +1,133 @@
+"""Adaptive scaling from the session, for cluster managers without an operator of their own: `Adaptive`.
+
+The scheduler knows the load and says how many workers it could use (``/api/v1/adaptive_target``); this asks it every
+`interval`, and follows at once upwards, but downwards only after `wait_count` answers in a row, as work often comes in
+waves and a worker costs more to start than to keep for a moment. The names and the order of decisions are those of
+``distributed.deploy.Adaptive``, so that subclasses which override one of them move over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from daskfleet import loop as loops
+
+if TYPE_CHECKING:
+    from daskfleet.deploy.cluster import Cluster
+
+logger = logging.getLogger(__name__)
+
+
+def clamp(target: int, minimum: int, maximum: float) -> int:
+    """`target` within its bounds."""
+    return int(min(max(target, minimum), maximum))
+
+
+class Adaptive:
+    """Scales a cluster with its load.
+
+    Parameters
+    ----------
+    cluster
+        Held weakly: an `Adaptive` keeps no cluster alive.
+    interval
+        Seconds between looks.
+    minimum, maximum
+        Bounds of the number of workers.
+    wait_count
+        How often in a row fewer workers must be suggested before any is closed.
+    target_duration
+        Seconds within which the scheduler's work should be done, with which it reckons the target.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        interval: float = 1.0,
+        minimum: int = 0,
+        maximum: float = math.inf,
+        wait_count: int = 3,
+        target_duration: float = 5.0,
+    ) -> None:
+        if not 0 <= minimum <= maximum:
+            raise ValueError(f"adapt(minimum={minimum}, maximum={maximum}): 0 <= minimum <= maximum is needed")
+        if interval <= 0:
+            raise ValueError(f"interval={interval}: a positive number of seconds is needed")
+        self._cluster = weakref.ref(cluster)
+        self._loop = cluster.loop
+        self.interval = interval
+        self.minimum = minimum
+        self.maximum = maximum
+        self.wait_count = wait_count
+        self.target_duration = target_duration
+        self._suggested = 0
+        self._task: Any = None
+
+    @property
+    def cluster(self) -> Cluster:
+        cluster = self._cluster()
+        if cluster is None:
+            raise ReferenceError("the cluster is gone")
+        return cluster
+
+    def start(self) -> None:
+        """Begin to look and follow."""
+        if self._task is None:
+            self._task = loops.start_soon(self._loop, self._run())
+
+    def stop(self) -> None:
+        """Leave the workers as they are from now on."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def _run(self) -> None:
+        while self._cluster() is not None:
+            try:
+                await self.adapt()
+            except OSError as error:  # a scheduler that restarts
+                logger.info("the scheduler cannot be asked for its target: %s", error)
+            await asyncio.sleep(self.interval)
+
+    async def adapt(self) -> None:
+        """Look once, and follow."""
+        target = await self.safe_target()
+        have = len(self.cluster.plan)
+        self._suggested = self._suggested + 1 if target < have else 0
+        if target > have:
+            logger.info("scaling up from %d to %d workers", have, target)
+            await self.scale_up(target)
+        elif target < have and self._suggested >= self.wait_count:
+            self._suggested = 0
+            names = await self.workers_to_close(target)
+            logger.info("scaling down from %d workers by %d", have, len(names))
+            await self.scale_down(names)
+
+    async def target(self) -> int:
+        """How many workers the scheduler could use."""
+        answer = await self.cluster._fetch("/api/v1/adaptive_target", target_duration=f"{self.target_duration}s")
+        return int(answer["workers"])
+
+    async def safe_target(self) -> int:
+        """`target` within the bounds."""
+        return clamp(await self.target(), self.minimum, self.maximum)
+
+    async def workers_to_close(self, target: int) -> list[str]:
+        """Names of the workers that are cheapest to close to come down to `target`."""
+        surplus = max(0, len(self.cluster.plan) - target)
+        answer = await self.cluster._fetch("/api/v1/workers_to_close", n=surplus)
+        return [str(worker["name"]) for worker in answer["workers"]]
+
+    async def scale_up(self, n: int) -> None:
+        """Come up to `n` workers."""
+        await self.cluster._scale(n)
+
+    async def scale_down(self, workers: list[str]) -> None:
+        """Close the workers of these names."""
+        if workers:
+            await self.cluster._scale_down(workers)

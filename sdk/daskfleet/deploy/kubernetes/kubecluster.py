@@ -1,0 +1,484 @@
+"""`KubeCluster`: a Dask cluster on Kubernetes, from Python.
+
+It writes DaskCluster, DaskWorkerGroup and DaskAutoscaler resources and nothing else; the operator makes the pods. What
+it reads, it reads by `View`; how it reaches the scheduler is `Link`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Self
+
+from daskfleet.deploy.cluster import Cluster, Log, Logs, Status
+from daskfleet.deploy.kubernetes import spec as specs
+from daskfleet.deploy.kubernetes.api import Api, load_library, resource_path
+from daskfleet.deploy.kubernetes.errors import (
+    INSTALL_OPERATOR,
+    ApiError,
+    ClusterExists,
+    ClusterNotFound,
+    Forbidden,
+    InvalidManifest,
+    KubernetesError,
+    OperatorMissing,
+    StartFailed,
+    StartTimeout,
+)
+from daskfleet.deploy.kubernetes.link import Link
+from daskfleet.deploy.kubernetes.progress import Progress
+from daskfleet.deploy.kubernetes.spec import DEFAULT_IMAGE, Env, Spec
+
+# Seconds that `close` waits for the garbage collector to reach the pods; it will, also without us.
+CLOSE_PATIENCE = 5.0
+
+
+class CreateMode(Enum):
+    """What `KubeCluster` does about a cluster that exists, or does not."""
+
+    CREATE_ONLY = "CREATE_ONLY"
+    CREATE_OR_CONNECT = "CREATE_OR_CONNECT"
+    CONNECT_ONLY = "CONNECT_ONLY"
+
+
+class KubeCluster(Cluster):
+    """A Dask cluster on Kubernetes, made and scaled by daskfleet's operator.
+
+    Every default comes from dask's configuration ``kubernetes.*`` (``kubernetes.image``, ``kubernetes.worker-command``
+    …) where that says something. Returns as soon as the scheduler answers; workers start meanwhile
+    (`wait_for_workers`).
+
+    Parameters
+    ----------
+    name
+        The cluster's name, ``dask-{user}-{random}`` by default.
+    namespace
+        By default that of the kubeconfig's context, or of the pod that this runs in.
+    image
+        Container image of scheduler and workers.
+    n_workers
+        Workers to start with.
+    resources
+        ``{"requests": {...}, "limits": {...}}`` of each container.
+    env
+        Environment variables of the containers, ``{name: value}`` or a list as pods have it.
+    worker_command
+        The command of the workers.
+    port_forward_cluster_ip
+        True to go through the API server even where Service names could be used, False never to; by default decided
+        by whether this process runs inside the same Kubernetes cluster.
+    create_mode
+        Whether to connect to a cluster of this name that exists (its specification stays as it is), to make it, or
+        either.
+    shutdown_on_close
+        Delete the cluster when this object is closed, garbage-collected, or the interpreter ends.
+    idle_timeout
+        Seconds without work after which the operator deletes the cluster; 0 for never.
+    resource_timeout
+        Seconds within which the scheduler must answer.
+    scheduler_service_type
+        ``ClusterIP``, ``NodePort`` or ``LoadBalancer``.
+    custom_cluster_spec
+        A whole DaskCluster resource as a dict (see `make_cluster_spec`) or the path of a YAML file; overrides all of
+        `image` to `worker_command`.
+    scheduler_forward_port
+        Local port for the scheduler when it is forwarded; a free one by default.
+    jupyter
+        Run a Jupyter server inside the scheduler, at `jupyter_link`.
+    loop, asynchronous, quiet
+        As in `daskfleet.deploy.cluster.Cluster`.
+    context
+        Context of the kubeconfig; the current one by default.
+
+    Raises
+    ------
+    KubernetesError
+        One of its subclasses (`daskfleet.deploy.kubernetes.errors` has the tree), with what the cluster says. What
+        this object had made is deleted again.
+
+    Examples
+    --------
+    >>> with KubeCluster(name="analysis", n_workers=4) as cluster, cluster.get_client() as client:  # doctest: +SKIP
+    ...     client.submit(sum, [1, 2, 3]).result()
+    6
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        namespace: str | None = None,
+        image: str | None = None,
+        n_workers: int | None = None,
+        resources: Mapping[str, Any] | None = None,
+        env: Env | None = None,
+        worker_command: str | Sequence[str] | None = None,
+        port_forward_cluster_ip: bool | None = None,
+        create_mode: CreateMode | str | None = None,
+        shutdown_on_close: bool | None = None,
+        idle_timeout: float | None = None,
+        resource_timeout: float | None = None,
+        scheduler_service_type: str | None = None,
+        custom_cluster_spec: Spec | str | Path | None = None,
+        scheduler_forward_port: int | None = None,
+        jupyter: bool = False,
+        loop: Any = None,
+        asynchronous: bool = False,
+        quiet: bool = False,
+        context: str | None = None,
+    ) -> None:
+        self.namespace = _configured("namespace", namespace, None)
+        self.image = str(_configured("image", image, DEFAULT_IMAGE))
+        self.resource_timeout = float(_configured("resource-timeout", resource_timeout, 60))
+        self.shutdown_on_close = bool(_configured("shutdown-on-close", shutdown_on_close, True))
+        self.create_mode = CreateMode(_configured("create-mode", create_mode, CreateMode.CREATE_OR_CONNECT))
+        self._resources = _configured("resources", resources, None)
+        self._env = _configured("env", env, None)
+        self._worker_command = _configured("worker-command", worker_command, "dask-worker")
+        self._forward = port_forward_cluster_ip
+        self._forward_port = int(_configured("scheduler-forward-port", scheduler_forward_port, 0) or 0)
+        self._context = context
+        self._link: Link | None = None
+        self._made = False
+        custom = _load(_configured("custom-cluster-spec", custom_cluster_spec, None))
+        chosen = _configured("name", name, None) or (custom or {}).get("metadata", {}).get("name") or specs.new_name()
+        super().__init__(name=specs.check_name(chosen), asynchronous=asynchronous, loop=loop, quiet=quiet)
+        self._spec = custom or specs.make_cluster_spec(
+            self.name,
+            self.image,
+            int(_configured("n-workers", n_workers, 0)),
+            self._resources,
+            self._env,
+            self._worker_command,
+            str(_configured("scheduler-service-type", scheduler_service_type, "ClusterIP")),
+            float(_configured("idle-timeout", idle_timeout, 0)),
+            jupyter,
+        )
+        self._spec.setdefault("metadata", {})["name"] = self.name
+        if not self._asynchronous:
+            load_library()  # on the caller's thread: it takes a third of a second, and others may be using the loop
+            self.sync(self._ensure_started)
+
+    @classmethod
+    def from_name(cls, name: str, **options: Any) -> Self:
+        """Connect to a cluster that exists, and leave it running when this object is closed.
+
+        Parameters
+        ----------
+        name
+            The cluster's name.
+        options
+            As for `KubeCluster`; ``shutdown_on_close`` is False unless given.
+
+        Raises
+        ------
+        ClusterNotFound
+            With the names of those that exist.
+        """
+        return cls(name=name, **{"create_mode": CreateMode.CONNECT_ONLY, "shutdown_on_close": False, **options})
+
+    def sync(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().sync(function, *args, **kwargs)
+        except KubernetesError as error:  # its sentence is all there is to know: spare users our frames
+            raise error.with_traceback(None) from None
+
+    # ------------------------------------------------------------------------------------------------------- life
+
+    async def _start(self) -> None:
+        await asyncio.to_thread(load_library)
+        api = await Api.connect(self._context)
+        self.namespace = self.namespace or api.namespace
+        link = self._link = Link(api, self.namespace, self.name, forward=self._forward, comm_port=self._forward_port)
+        await link.open()
+        with Progress(link.view, quiet=self.quiet):
+            try:
+                async with asyncio.timeout(self.resource_timeout) as deadline:
+                    await self._create_or_find(link)
+                    self._info = await link.reach()
+            except TimeoutError:
+                if not deadline.expired():
+                    raise
+                raise StartTimeout(
+                    f"{self.namespace}/{self.name} did not start within {self.resource_timeout:g} s: "
+                    + await link.state()
+                ) from None
+        self.scheduler_address, self.http_address = link.scheduler_address, link.http_address
+        from daskfleet.security import Security
+
+        self.security = Security(token=link.token)
+
+    async def _create_or_find(self, link: Link) -> None:
+        assert self.namespace is not None
+        if self.create_mode is CreateMode.CONNECT_ONLY:
+            return await self._find(link)
+        spec = copy.deepcopy(self._spec)
+        spec["metadata"].pop("namespace", None)
+        while True:
+            try:
+                await link.api.create(resource_path("DaskCluster", self.namespace), spec)
+                self._made = True
+                return
+            except ApiError as error:
+                if error.status == 404 and not error.details:
+                    raise OperatorMissing(
+                        "this Kubernetes knows no DaskCluster resources: the operator is not installed. "
+                        f"To install it: {INSTALL_OPERATOR}"
+                    ) from None
+                if error.status != 409:
+                    raise
+            if self.create_mode is CreateMode.CREATE_ONLY:
+                raise ClusterExists(
+                    f"there is a cluster {self.name!r} in namespace {self.namespace!r} already: choose another name, "
+                    "or create_mode=CREATE_OR_CONNECT to use it"
+                )
+            await link.view.wait_until(lambda: link.view.synced)
+            existing = link.view.cluster
+            if existing is not None and not existing["metadata"].get("deletionTimestamp"):
+                return
+            await link.view.wait_until(lambda: link.view.cluster is None)  # it is being deleted
+
+    async def _find(self, link: Link) -> None:
+        assert self.namespace is not None
+        await link.view.wait_until(lambda: link.view.synced)
+        if link.view.cluster is None:
+            raise ClusterNotFound(
+                f"there is no cluster {self.name!r} in namespace {self.namespace!r}" + await self._others(link.api)
+            )
+
+    async def _others(self, api: Api) -> str:
+        """The clusters that do exist, here or, where we may look, elsewhere."""
+        listing: dict[str, Any] = {}
+        for namespace in (None, self.namespace):
+            with contextlib.suppress(Forbidden):
+                listing = await api.get(resource_path("DaskCluster", namespace))
+                break
+        found = [item["metadata"] for item in listing.get("items") or []]
+        names = sorted(meta["name"] if meta["namespace"] == self.namespace else _full_name(meta) for meta in found)
+        return f"; there are: {', '.join(names)}" if names else "; there are none"
+
+    async def _stop(self) -> None:
+        """Delete the cluster, if that is ours to do, and wait until it is gone and its pods are terminating."""
+        link, self._link = self._link, None
+        if link is None:
+            return
+        try:
+            mine = self._made if self.status is Status.failed else self.shutdown_on_close
+            if mine and self.namespace is not None:
+                await link.api.delete(resource_path("DaskCluster", self.namespace, self.name))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CLOSE_PATIENCE):
+                        await link.view.wait_until(link.view.going)
+        finally:
+            await link.close()
+
+    def _connected(self) -> Link:
+        if self._link is None:
+            raise RuntimeError(f"{self!r} is {self.status}")
+        return self._link
+
+    # ------------------------------------------------------------------------------------------------------- scaling
+
+    def scale(self, n: int, worker_group: str = "default") -> Any:
+        """Ask for `n` workers in a worker group, and end adaptive scaling.
+
+        Returns when the API server has it; see `wait_for_workers`. Workers that go hand their data over first.
+
+        Parameters
+        ----------
+        n
+            Workers in this group.
+        worker_group
+            ``default``, or the name given to `add_worker_group`.
+        """
+        return self.sync(self._scale, n, worker_group)
+
+    async def _scale(self, n: int, worker_group: str = "default") -> None:
+        if n < 0:
+            raise ValueError(f"scale({n}): a cluster cannot have less than no workers")
+        await asyncio.gather(self._delete_autoscaler(), self._patch_replicas(int(n), worker_group))
+
+    async def _patch_replicas(self, n: int, worker_group: str) -> None:
+        link = self._connected()
+        group = specs.group_name(self.name, worker_group)
+        path = resource_path("DaskWorkerGroup", link.namespace, group)
+        if worker_group == "default" and group not in link.view.groups:  # the operator is about to make it
+            async with asyncio.timeout(self.resource_timeout):
+                await link.view.wait_until(lambda: group in link.view.groups)
+        try:
+            link.view.note("DaskWorkerGroup", await link.api.patch(path, {"spec": {"worker": {"replicas": n}}}))
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            raise ClusterNotFound(
+                f"cluster {self.name!r} has no worker group {worker_group!r}; it has: {self._group_names()}"
+            ) from None
+
+    def _group_names(self) -> str:
+        return ", ".join(sorted(name.removeprefix(f"{self.name}-") for name in self._connected().view.groups))
+
+    def adapt(self, minimum: int = 0, maximum: int | float = 10, *, enabled: bool = True, **options: Any) -> Any:
+        """Let the operator scale the default worker group with the load; it goes on when this session has ended.
+
+        Parameters
+        ----------
+        minimum, maximum
+            Bounds of the number of workers.
+        enabled
+            False ends it, and so does `scale`.
+        """
+        if options:
+            raise TypeError(f"the operator decides {', '.join(options)}: adapt takes minimum, maximum and enabled")
+        return self.sync(self._adapt if enabled else self._delete_autoscaler, *((minimum, maximum) if enabled else ()))
+
+    async def _adapt(self, minimum: int, maximum: int) -> None:
+        link = self._connected()
+        body = specs.make_autoscaler_spec(self.name, minimum, int(maximum))
+        try:
+            await link.api.create(resource_path("DaskAutoscaler", link.namespace), body)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            await link.api.patch(resource_path("DaskAutoscaler", link.namespace, self.name), {"spec": body["spec"]})
+
+    async def _delete_autoscaler(self) -> None:
+        link = self._connected()
+        with contextlib.suppress(Forbidden):
+            await link.api.delete(resource_path("DaskAutoscaler", link.namespace, self.name))
+
+    def add_worker_group(
+        self,
+        name: str,
+        n_workers: int = 3,
+        image: str | None = None,
+        resources: Mapping[str, Any] | None = None,
+        worker_command: str | Sequence[str] | None = None,
+        env: Env | None = None,
+        custom_spec: Spec | None = None,
+    ) -> Any:
+        """Add a group of workers that differ from the default ones; it goes with the cluster.
+
+        Parameters
+        ----------
+        name
+            What to call it in `scale` and `delete_worker_group`; the resource is ``{cluster}-{name}``.
+        n_workers, image, resources, worker_command, env
+            As in `KubeCluster`, whose own are the defaults.
+        custom_spec
+            The ``worker`` part of a DaskWorkerGroup (see `make_worker_spec`), instead of all these.
+        """
+        worker = custom_spec or specs.make_worker_spec(
+            image or self._image_in_use(),
+            n_workers,
+            resources if resources is not None else self._resources,
+            env if env is not None else self._env,
+            worker_command or self._worker_command,
+        )
+        return self.sync(self._add_worker_group, name, worker)
+
+    def _image_in_use(self) -> str:
+        """The cluster's own, which is not our default when we connected to one that exists."""
+        try:
+            cluster = self._connected().view.cluster or {}
+            return str(cluster["spec"]["worker"]["spec"]["containers"][0]["image"])
+        except (KeyError, IndexError):
+            return self.image
+
+    async def _add_worker_group(self, name: str, worker: Spec) -> None:
+        link = self._connected()
+        specs.check_name(name, "worker group")
+        body = specs.make_worker_group_spec(self.name, name, worker)
+        try:
+            link.view.note(
+                "DaskWorkerGroup", await link.api.create(resource_path("DaskWorkerGroup", link.namespace), body)
+            )
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            raise ClusterExists(f"cluster {self.name!r} has a worker group {name!r} already") from None
+
+    def delete_worker_group(self, name: str) -> Any:
+        """Delete a worker group and its workers; their data moves to the others first. No error if it is gone."""
+        return self.sync(self._delete_worker_group, name)
+
+    async def _delete_worker_group(self, name: str) -> None:
+        link = self._connected()
+        await link.api.delete(resource_path("DaskWorkerGroup", link.namespace, specs.group_name(self.name, name)))
+
+    # ------------------------------------------------------------------------------------------------------- looking
+
+    async def _fetch(self, path: str, **query: Any) -> Any:
+        return await self._connected().fetch(path, **query)
+
+    async def _shortfall(self) -> str:
+        link = self._connected()
+        problems = link.view.problems()
+        if not problems:
+            return ""
+        if problems[0].certain:
+            raise StartFailed(await link.explain(problems[0]))
+        return problems[0].sentence
+
+    @property
+    def requested(self) -> set[str]:
+        """Names of the worker pods that are not terminating."""
+        return {pod["metadata"]["name"] for pod in self._link.view.workers()} if self._link else set()
+
+    @property
+    def plan(self) -> set[str]:
+        """Names of the workers that there are to be; those that have no pod yet count as ``pending-0`` and so on."""
+        have = self.requested
+        missing = (self._link.view.replicas() if self._link else 0) - len(have)
+        return have | {f"pending-{i}" for i in range(missing)}
+
+    @property
+    def jupyter_link(self) -> str:
+        """URL of the Jupyter server in the scheduler, if ``jupyter=True`` started one."""
+        return f"{self.http_address}/jupyter/" if self.http_address else ""
+
+    async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: bool = True) -> Logs:
+        link = self._connected()
+        pods = [*([link.view.scheduler()] if scheduler else []), *(link.view.workers() if workers else [])]
+        names = [pod["metadata"]["name"] for pod in pods if pod is not None]
+
+        async def read(pod: str) -> Log:
+            try:
+                return Log(await link.log(pod))
+            except InvalidManifest as error:  # the container has not started
+                return Log(error.message)
+
+        logs = Logs(zip(names, await asyncio.gather(*map(read, names)), strict=True))
+        if cluster:
+            conditions = ((link.view.cluster or {}).get("status") or {}).get("conditions") or []
+            told = [f"{c['type']}={c['status']} {c.get('reason')}: {c.get('message')}" for c in conditions]
+            logs = Logs({self.name: Log("\n".join(told)), **logs})
+        return logs
+
+
+def _full_name(metadata: Mapping[str, Any]) -> str:
+    return f"{metadata['namespace']}/{metadata['name']}"
+
+
+def _configured(key: str, given: Any, default: Any) -> Any:
+    """What the caller gave, else dask's configuration ``kubernetes.{key}``, else the default."""
+    if given is not None:
+        return given
+    import dask
+
+    found = dask.config.get(f"kubernetes.{key}", None)
+    return default if found is None else found
+
+
+def _load(spec: Spec | str | Path | None) -> Spec | None:
+    if spec is None or isinstance(spec, dict):
+        return copy.deepcopy(spec)
+    import yaml
+
+    loaded = yaml.safe_load(Path(spec).read_text())
+    if not isinstance(loaded, dict) or loaded.get("kind") != "DaskCluster":
+        raise InvalidManifest(f"{spec} is not a DaskCluster manifest", 422)
+    return loaded

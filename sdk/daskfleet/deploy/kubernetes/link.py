@@ -1,0 +1,288 @@
+"""A live connection to one cluster: `Link` holds all that a `KubeCluster` keeps on the event loop.
+
+It is a class of its own so that nothing on the loop refers to the `KubeCluster`, which can thus be collected. Order
+matters for speed and for errors: local ports are bound before anything is created (a port in use costs nothing then),
+the scheduler's pod is tried the moment its container runs (Ready comes up to a probe period later), and the token is
+read while the container starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from daskfleet.deploy.kubernetes import connect, diagnosis
+from daskfleet.deploy.kubernetes.api import SERVICE_ACCOUNT, Api, resource_path
+from daskfleet.deploy.kubernetes.connect import Endpoint
+from daskfleet.deploy.kubernetes.errors import (
+    INSTALL_OPERATOR,
+    ApiError,
+    Forbidden,
+    KubernetesError,
+    OperatorMissing,
+    StartFailed,
+)
+from daskfleet.deploy.kubernetes.forward import PortForward
+from daskfleet.deploy.kubernetes.spec import COMM_PORT, HTTP_PORT
+from daskfleet.deploy.kubernetes.view import Object, View
+
+TOKEN_VARIABLE = "DASKFLEET_TOKEN"
+# An operator takes notice within milliseconds; one that is just being restarted, or is electing a leader, within this.
+OPERATOR_PATIENCE = 15.0
+LOG_LINES = 10
+
+
+class Link:
+    """The view of a cluster, the way to its scheduler, and the scheduler's HTTP.
+
+    Parameters
+    ----------
+    api
+        Owned from now on: closed with the link.
+    namespace, name
+        The cluster.
+    forward
+        Whether to forward ports: None to decide by where this process runs.
+    comm_port
+        Local port for the scheduler's, 0 for a free one.
+
+    Attributes
+    ----------
+    view
+        What the API server shows.
+    scheduler_address, http_address, token
+        Known after `reach`.
+    """
+
+    def __init__(self, api: Api, namespace: str, name: str, *, forward: bool | None = None, comm_port: int = 0) -> None:
+        self.api = api
+        self.namespace = namespace
+        self.name = name
+        self.view = View(api, namespace, name)
+        self.scheduler_address = ""
+        self.http_address = ""
+        self.token: str | None = None
+        self._forward = forward
+        self._comm_port = comm_port
+        self._forwards: tuple[PortForward, PortForward] | None = None
+        self._session: Any = None
+
+    @property
+    def inside(self) -> bool:
+        """Whether Service names can be used from here."""
+        if self._forward is not None:
+            return not self._forward
+        return connect.inside(
+            os.environ,
+            api_host=self.api.host,
+            in_cluster_credentials=self.api.in_cluster,
+            ca=connect.read(self.api.ca_file),
+            pod_ca=connect.read(SERVICE_ACCOUNT / "ca.crt"),
+        )
+
+    async def open(self) -> None:
+        """Start looking, and bind the local ports.
+
+        Raises
+        ------
+        PortInUse
+            If the local port asked for is taken.
+        """
+        import aiohttp
+
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
+        if not self.inside:
+            self._forwards = (self._make_forward(COMM_PORT, self._comm_port), self._make_forward(HTTP_PORT, 0))
+            for forward in self._forwards:
+                await forward.start()
+        self.view.start()
+
+    def _make_forward(self, port: int, local_port: int) -> PortForward:
+        view = self.view
+
+        async def pod() -> str:
+            return str((await view.wait_until(view.running_scheduler))["metadata"]["name"])
+
+        return PortForward(self.api, self.namespace, pod, port, local_port)
+
+    async def close(self) -> None:
+        """Give back everything. Idempotent."""
+        await self.view.close()
+        for forward in self._forwards or ():
+            await forward.close()
+        if self._session is not None:
+            await self._session.close()
+        await self.api.close()
+
+    # ----------------------------------------------------------------------------------------------------- starting
+
+    async def reach(self) -> dict[str, Any]:
+        """Wait for the scheduler, and return its identity; the caller sets the deadline.
+
+        Raises
+        ------
+        StartFailed
+            As soon as it is certain that the scheduler will not come.
+        """
+        watchdog = asyncio.create_task(self._operator_takes_notice())
+        token = asyncio.create_task(self._read_token())
+        identity = asyncio.create_task(self._find_scheduler())
+        doomed = asyncio.create_task(self._certain_failure())
+        tasks = {watchdog, token, identity, doomed}
+        try:
+            pending: set[asyncio.Task[Any]] = {watchdog, token, identity, doomed}
+            while not (token.done() and identity.done()):
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            self.token = token.result()
+            return identity.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _operator_takes_notice(self) -> None:
+        try:
+            async with asyncio.timeout(OPERATOR_PATIENCE):
+                await self.view.wait_until(lambda: diagnosis.reconciled(self.view.cluster) or self.view.scheduler())
+        except TimeoutError:
+            raise OperatorMissing(
+                f"no operator reconciled DaskCluster {self.namespace}/{self.name} within {OPERATOR_PATIENCE:g} s: "
+                f"is the operator installed, and does it watch this namespace? To install it: {INSTALL_OPERATOR}"
+            ) from None
+
+    async def _certain_failure(self) -> None:
+        """Raise what waiting does not mend; return never."""
+        seen = False
+        while True:
+            for problem in self.view.problems(workers=False):
+                if problem.certain:
+                    raise StartFailed(await self.explain(problem))
+            seen = seen or self.view.cluster is not None
+            if seen and self.view.cluster is None:
+                raise StartFailed(f"DaskCluster {self.namespace}/{self.name} was deleted while it started")
+            await self.view.change()
+
+    async def _read_token(self) -> str | None:
+        """The token as the scheduler's pod gets it: from a Secret, or as a plain value; None if it gets none."""
+        pod = await self.view.wait_until(self.view.scheduler)
+        entry = _variable(pod, TOKEN_VARIABLE)
+        reference = ((entry or {}).get("valueFrom") or {}).get("secretKeyRef")
+        if reference is None:
+            return (entry or {}).get("value") or None
+        path = resource_path("secrets", self.namespace, reference["name"])
+        while True:
+            try:
+                secret = await self.api.get(path)
+                return base64.b64decode(secret["data"][reference["key"]]).decode()
+            except ApiError as error:
+                if error.status != 404:
+                    raise
+            await self.view.change()  # the pod cannot run before the Secret is there, so a change will come
+
+    async def _find_scheduler(self) -> dict[str, Any]:
+        await self.view.wait_until(self.view.running_scheduler)
+        delay = 0.02
+        while True:
+            endpoint = await self._endpoint()
+            self.http_address = f"http://{endpoint.host}:{endpoint.http_port}"
+            try:
+                identity: dict[str, Any] = await self.fetch("/json/identity.json")
+                scheme = urlsplit(str(identity.get("address", ""))).scheme or "tcp"
+                self.scheduler_address = f"{scheme}://{endpoint.host}:{endpoint.comm_port}"
+                return identity
+            except OSError:
+                self._raise_if_forbidden()
+            await asyncio.sleep(delay)
+            delay = min(delay * 1.5, 0.5)
+
+    def _raise_if_forbidden(self) -> None:
+        for forward in self._forwards or ():
+            if isinstance(forward.problem, Forbidden):
+                raise forward.problem
+
+    async def _endpoint(self) -> Endpoint:
+        service = f"{self.name}-scheduler"
+        if self._forwards is None:
+            return connect.in_cluster_endpoint(service, self.namespace)
+        comm, http = self._forwards
+        forwarded = Endpoint("127.0.0.1", comm.local_port, http.local_port)
+        spec = ((self.view.cluster or {}).get("spec") or {}).get("scheduler") or {}
+        kind = (spec.get("service") or {}).get("type", "ClusterIP")
+        if kind == "ClusterIP" or self._forward:
+            return forwarded
+        return await self._public_endpoint(service, kind) or forwarded
+
+    async def _public_endpoint(self, service: str, kind: str) -> Endpoint | None:
+        """The Service's address outside the cluster, if there is one and it answers."""
+        try:
+            found = await self.api.get(resource_path("services", self.namespace, service))
+            nodes = (await self.api.get("/api/v1/nodes"))["items"] if kind == "NodePort" else []
+            if endpoint := connect.outside_endpoint(found, nodes):
+                opening = asyncio.open_connection(endpoint.host, endpoint.http_port)
+                _, writer = await asyncio.wait_for(opening, timeout=2)
+                writer.close()
+                return endpoint
+        except (KubernetesError, OSError):  # a firewall, a balancer not programmed yet, no right to list nodes
+            pass
+        return None
+
+    # ------------------------------------------------------------------------------------------------------- telling
+
+    async def explain(self, problem: diagnosis.Problem) -> str:
+        """The problem's sentence, with the last lines of the pod's log where it has one."""
+        if problem.pod is None:
+            return problem.sentence
+        lines = ""
+        with contextlib.suppress(KubernetesError):
+            lines = await self.log(problem.pod, tailLines=LOG_LINES, previous="true" if problem.previous else None)
+        return problem.sentence + (f"\nIts last log lines:\n{lines.rstrip()}" if lines.strip() else "")
+
+    async def state(self) -> str:
+        """What the cluster says about itself when it is not ready, for the end of a deadline."""
+        problems = self.view.problems()
+        if problems:
+            return await self.explain(problems[0])
+        scheduler = self.view.scheduler()
+        if scheduler is None:
+            seen = diagnosis.reconciled(self.view.cluster)
+            return "the operator has made no scheduler pod" if seen else "the operator has not taken notice of it"
+        name = scheduler["metadata"]["name"]
+        what = f"pod {name} is {diagnosis.phase(scheduler)}"
+        if not diagnosis.running(scheduler):
+            return what
+        reason = next((f": {f.problem}" for f in self._forwards or () if f.problem), "")
+        return await self.explain(diagnosis.Problem(f"{what}, but its scheduler does not answer{reason}", pod=name))
+
+    async def log(self, pod: str, **params: Any) -> str:
+        """The log of a pod; parameters as in the API (``tailLines``, ``previous``)."""
+        return await self.api.text(resource_path("pods", self.namespace, pod, "log"), **params)
+
+    async def fetch(self, path: str, **query: Any) -> Any:
+        """GET JSON from the scheduler. Raises OSError when it does not answer."""
+        import aiohttp
+
+        url = self.http_address + path + ("?" + urlencode(query) if query else "")
+        try:
+            async with self._session.get(url) as response:
+                body = await response.read()
+                if response.status != 200:
+                    raise OSError(f"GET {url} answers {response.status}")
+            return json.loads(body)
+        except (aiohttp.ClientError, ValueError) as error:
+            raise OSError(f"GET {url}: {error}") from None
+
+
+def _variable(pod: Object, name: str) -> dict[str, Any] | None:
+    for container in pod["spec"]["containers"]:
+        for entry in container.get("env") or []:
+            if entry.get("name") == name:
+                found: dict[str, Any] = entry
+                return found
+    return None
