@@ -22,7 +22,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tarfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import Any
 
 from . import tools
 from .base import Cluster
+from .oci import OciLayout, full_name
 from .processes import Processes
 from .progress import ClusterError, run, say, step
 
@@ -40,6 +40,9 @@ PAUSE = "localhost/daskfleet/pause:1"
 KERNEL_SETTINGS = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops")
 """What the kubelet sets for the whole machine, put back by ``down``."""
 PROGRAMS = {name: package for name, package in tools.DEBIAN.items() if name != "debootstrap"}
+
+
+Words = list[str | Path]
 
 
 class SourceNode(Cluster):
@@ -110,10 +113,13 @@ class SourceNode(Cluster):
                 raise
 
     def load(self, images: Sequence[str]) -> None:
-        """Bring images that buildah holds into the node; of each only the layers it lacks."""
+        layout = OciLayout(self.home / "layout")
         for image in images:
-            layout = self.home / "layout"
-            run(["buildah", "push", "-q", "--disable-compression", image, f"oci:{layout}:{full_name(image)}"])
+            layout.add(image, full_name(image))
+        try:
+            self._import(layout)
+        except ClusterError:
+            # containerd may collect the old image's layers as garbage while it unpacks the new image onto them.
             self._import(layout)
 
     def has(self, image: str, identity: str) -> bool:
@@ -180,6 +186,7 @@ class SourceNode(Cluster):
             self.processes.start(name, command, cwd=self.state)
         self._wait("containerd", self.socket.exists)
         self._remove_containers()  # left by a machine that went down under a running node
+        self._remove_replaced_images()
         self._load_pause(pause)
         self._wait("the API server", self._api_answers)
         for name, command in self._second_services(binary).items():
@@ -284,8 +291,8 @@ class SourceNode(Cluster):
             "volumePluginDir": str(self.state / "flexvolume"),
         }
         ranges = [[{"subnet": POD_NETWORK}]]
-        addresses = {"type": "host-local", "dataDir": str(self.state / "cni-data"), "ranges": ranges}
-        addresses |= {"routes": [{"dst": "0.0.0.0/0"}]}
+        routes = [{"dst": "0.0.0.0/0"}]
+        addresses = {"type": "host-local", "dataDir": str(self.state / "cni-data"), "ranges": ranges, "routes": routes}
         bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipam": addresses}
         ports = {"type": "portmap", "capabilities": {"portMappings": True}}
         network: dict[str, Any] = {"cniVersion": "1.0.0", "name": self.name, "plugins": [bridge, ports]}
@@ -303,9 +310,15 @@ class SourceNode(Cluster):
         }
 
     def _first_services(self, binary: Path, port: int) -> dict[str, list[str]]:
-        etcd = [binary, "etcd", "--data-dir=etcd", "--unsafe-no-fsync", "--listen-peer-urls=http://127.0.0.1:2380"]
+        etcd: Words = [
+            binary,
+            "etcd",
+            "--data-dir=etcd",
+            "--unsafe-no-fsync",
+            "--listen-peer-urls=http://127.0.0.1:2380",
+        ]
         etcd += ["--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379"]
-        api = [binary, "kube-apiserver", "--etcd-servers=http://127.0.0.1:2379", "--bind-address=0.0.0.0"]
+        api: Words = [binary, "kube-apiserver", "--etcd-servers=http://127.0.0.1:2379", "--bind-address=0.0.0.0"]
         api += [f"--advertise-address={NODE_IP}", "--secure-port=6443", f"--service-cluster-ip-range={SERVICE_NETWORK}"]
         api += ["--tls-cert-file=pki/api.crt", "--tls-private-key-file=pki/api.key", "--token-auth-file=tokens.csv"]
         api += ["--service-account-key-file=pki/accounts.pub", "--service-account-signing-key-file=pki/accounts.key"]
@@ -325,12 +338,12 @@ class SourceNode(Cluster):
 
     def _second_services(self, binary: Path) -> dict[str, list[str]]:
         fast = ["--leader-elect=false", "--kube-api-qps=500", "--kube-api-burst=1000"]
-        controllers = [binary, "kube-controller-manager", "--kubeconfig=controllers.kubeconfig", *fast]
+        controllers: Words = [binary, "kube-controller-manager", "--kubeconfig=controllers.kubeconfig", *fast]
         controllers += ["--service-account-private-key-file=pki/accounts.key", "--root-ca-file=pki/ca.crt"]
         controllers += ["--use-service-account-credentials"]
-        kubelet = [binary, "kubelet", "--kubeconfig=node.kubeconfig", "--config=kubelet.yaml"]
+        kubelet: Words = [binary, "kubelet", "--kubeconfig=node.kubeconfig", "--config=kubelet.yaml"]
         kubelet += [f"--hostname-override={self.name}", f"--node-ip={NODE_IP}", f"--root-dir={self.state / 'kubelet'}"]
-        proxy = [binary, "kube-proxy", "--kubeconfig=proxy.kubeconfig", "--proxy-mode=iptables"]
+        proxy: Words = [binary, "kube-proxy", "--kubeconfig=proxy.kubeconfig", "--proxy-mode=iptables"]
         proxy += [f"--cluster-cidr={POD_NETWORK}", f"--hostname-override={self.name}"]
         # The machine's own connection tracking limits are not a container's to change.
         proxy += ["--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0"]
@@ -343,7 +356,7 @@ class SourceNode(Cluster):
             "dns": self._inside([binary, "coredns", "-conf", "Corefile"]),
         }
 
-    def _inside(self, command: Sequence[str | os.PathLike[str]]) -> list[str]:
+    def _inside(self, command: Sequence[str | Path]) -> list[str]:
         # Not `ip netns exec`, which mounts a new /sys and so hides the control groups from the kubelet.
         return ["nsenter", f"--net={self._namespace()}", *(str(word) for word in command)]
 
@@ -371,8 +384,26 @@ class SourceNode(Cluster):
 
     # -- images ------------------------------------------------------------------------------------------------------
 
-    def _ctr(self, *words: str, input: str | None = None) -> str:
-        return run(["ctr", "--address", str(self.socket), "--namespace", "k8s.io", *words], input=input, timeout=300)
+    def _import(self, layout: OciLayout) -> None:
+        with subprocess.Popen(
+            self._ctr_command("images", "import", "-"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as importing:
+            assert importing.stdin is not None and importing.stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                layout.write(importing.stdin, without=set(self._ctr("content", "list", "-q").split()))
+            importing.stdin.close()
+            said = importing.stdout.read().decode(errors="replace")
+        if importing.returncode:
+            raise ClusterError(f"containerd did not take the images: {said}")
+
+    def _ctr(self, *words: str) -> str:
+        return run(self._ctr_command(*words), timeout=300)
+
+    def _ctr_command(self, *words: str) -> list[str]:
+        return ["ctr", "--address", str(self.socket), "--namespace", "k8s.io", *words]
 
     def _load_pause(self, pause: Path) -> None:
         if PAUSE in self._ctr("images", "list", "-q").split():
@@ -381,35 +412,13 @@ class SourceNode(Cluster):
         run(["buildah", "bud", "-q", "-t", PAUSE, "-f", "-", pause.parent], input=recipe)
         self.load([PAUSE])
 
-    def _import(self, layout: Path) -> None:
-        """Import an OCI layout, sending only the blobs that containerd lacks; then forget the superseded ones."""
-        index = json.loads((layout / "index.json").read_text())
-        held = set(self._ctr("content", "list", "-q").split())
-        needed: list[str] = []
-        for entry in index["manifests"]:
-            manifest = json.loads((layout / "blobs" / entry["digest"].replace(":", "/")).read_text())
-            needed += [entry["digest"], *(part["digest"] for part in (manifest["config"], *manifest["layers"]))]
-        archive = subprocess.Popen(
-            ["ctr", "--address", str(self.socket), "--namespace", "k8s.io", "images", "import", "-"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=False,
-        )
-        assert archive.stdin is not None
-        with contextlib.suppress(BrokenPipeError), tarfile.open(fileobj=archive.stdin, mode="w|") as tar:
-            for name in ("oci-layout", "index.json"):
-                tar.add(layout / name, name)
-            for digest in dict.fromkeys(needed):
-                if digest not in held:
-                    name = f"blobs/{digest.replace(':', '/')}"
-                    tar.add(layout / name, name)
-        said, _ = archive.communicate()
-        if archive.returncode:
-            raise ClusterError(f"containerd did not take the images: {said.decode(errors='replace')}")
-        for blob in (layout / "blobs" / "sha256").iterdir():
-            if f"sha256:{blob.name}" not in needed:
-                blob.unlink()
+    def _remove_replaced_images(self) -> None:
+        """Give up the images whose name a newer one has; containerd also keeps each under its digest."""
+        rows = [line.split() for line in self._ctr("images", "list").splitlines()[1:]]
+        named = {row[2] for row in rows if not row[0].startswith("sha256:")}
+        replaced = [row[0] for row in rows if row[2] not in named]
+        if replaced:
+            self._ctr("images", "remove", *replaced)
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
@@ -472,20 +481,6 @@ class SourceNode(Cluster):
             for name, value in json.loads(saved.read_text()).items():
                 with contextlib.suppress(OSError):
                     (Path("/proc/sys") / name).write_text(value)
-
-
-def full_name(image: str) -> str:
-    """An image's name as Kubernetes resolves it: ``daskfleet/runtime:0.1.0`` is on docker.io, by convention.
-
-    >>> full_name("daskfleet/runtime:0.1.0"), full_name("busybox"), full_name("localhost/pause:1")
-    ('docker.io/daskfleet/runtime:0.1.0', 'docker.io/library/busybox:latest', 'localhost/pause:1')
-    """
-    host, slash, _ = image.partition("/")
-    if not slash:
-        image = f"docker.io/library/{image}"
-    elif host != "localhost" and not set(host) & set(".:"):
-        image = f"docker.io/{image}"
-    return image if ":" in image.rpartition("/")[2] or "@" in image else f"{image}:latest"
 
 
 def _private(path: str, flags: int) -> int:

@@ -1,0 +1,14 @@
+"""Print what an image installs besides daskfleet itself: the project's dependencies with the extras that are named.
+
+Kept apart from the project's code so that a change to the code leaves the layer that holds the dependencies alone.
+"""
+
+import sys
+import tomllib
+from pathlib import Path
+
+project = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text())["project"]
+wanted = list(project["dependencies"])
+for extra in sys.argv[1:]:
+    wanted += project["optional-dependencies"][extra]
+sys.stdout.write("\n".join(sorted(wanted)) + "\n")
