@@ -1,0 +1,212 @@
+"""What the caches keep of pods, Services and Deployments: the few facts that plans need, not the kilobytes sent.
+
+A thousand pods as parsed JSON are some 15 MB, and most of it is managedFields and the spec we wrote ourselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from daskfleet_operator import names
+from daskfleet_operator.kube.kinds import Json
+
+
+def parse_time(text: str | None) -> float | None:
+    """Seconds since the epoch of a Kubernetes timestamp."""
+    return None if text is None else datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One pod of a cluster.
+
+    ``trouble`` is what keeps it from being ready, as (reason, sentence): a reason of `plan.conditions`.
+    """
+
+    name: str
+    uid: str
+    version: int
+    cluster: str
+    component: str
+    group: str
+    created: float
+    deleting: bool
+    phase: str
+    ready: bool
+    ready_since: float | None
+    template: str
+    retire_since: float | None
+    owner: str | None
+    ip: str | None
+    http_port: int
+    trouble: tuple[str, str] | None
+
+    @property
+    def finished(self) -> bool:
+        return self.phase in ("Failed", "Succeeded")
+
+    @classmethod
+    def parse(cls, raw: Json) -> Pod:
+        meta, status = raw["metadata"], raw.get("status", {})
+        labels, annotations = meta.get("labels", {}), meta.get("annotations") or {}
+        conditions = {item["type"]: item for item in status.get("conditions") or ()}
+        ready = conditions.get("Ready", {})
+        is_ready = ready.get("status") == "True"
+        retire = annotations.get(names.RETIRE)
+        return cls(
+            name=meta["name"],
+            uid=meta["uid"],
+            version=version_of(raw),
+            cluster=labels.get(names.CLUSTER_LABEL, ""),
+            component=labels.get(names.COMPONENT_LABEL, ""),
+            group=labels.get(names.GROUP_LABEL, ""),
+            created=parse_time(meta.get("creationTimestamp")) or 0.0,
+            deleting="deletionTimestamp" in meta,
+            phase=status.get("phase", "Pending"),
+            ready=is_ready,
+            ready_since=parse_time(ready.get("lastTransitionTime")) if is_ready else None,
+            template=annotations.get(names.TEMPLATE, ""),
+            retire_since=_number(retire),
+            owner=controller(raw),
+            ip=status.get("podIP"),
+            http_port=_http_port(raw),
+            trouble=None if is_ready else _trouble(meta["name"], status, conditions),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    name: str
+    version: int
+    owner: str | None
+    template: str
+    address: str | None
+    http_port: int
+    awaits_balancer: bool
+
+    @classmethod
+    def parse(cls, raw: Json) -> Service:
+        spec = raw["spec"]
+        ports = {port.get("name"): port["port"] for port in spec.get("ports") or ()}
+        ingress = raw.get("status", {}).get("loadBalancer", {}).get("ingress")
+        return cls(
+            name=raw["metadata"]["name"],
+            version=version_of(raw),
+            owner=controller(raw),
+            template=template_of(raw),
+            address=spec.get("clusterIP"),
+            http_port=ports.get(names.HTTP_PORT_NAME, names.HTTP_PORT),
+            awaits_balancer=spec.get("type") == "LoadBalancer" and not ingress,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """The scheduler's Deployment; ``refusal`` is why it could not make its pod, as the API server said."""
+
+    name: str
+    version: int
+    owner: str | None
+    template: str
+    refusal: str | None
+
+    @classmethod
+    def parse(cls, raw: Json) -> Deployment:
+        conditions = {item["type"]: item for item in raw.get("status", {}).get("conditions") or ()}
+        failure = conditions.get("ReplicaFailure", {})
+        return cls(
+            name=raw["metadata"]["name"],
+            version=version_of(raw),
+            owner=controller(raw),
+            template=template_of(raw),
+            refusal=failure.get("message") if failure.get("status") == "True" else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    name: str
+    version: int
+    owner: str | None
+    template: str
+
+    @classmethod
+    def parse(cls, raw: Json) -> Budget:
+        return cls(raw["metadata"]["name"], version_of(raw), controller(raw), template_of(raw))
+
+
+def version_of(raw: Json) -> int:
+    """The resourceVersion as the number it is, so that an older answer never replaces a newer event."""
+    return int(raw["metadata"].get("resourceVersion") or 0)
+
+
+def template_of(raw: Json) -> str:
+    return str((raw["metadata"].get("annotations") or {}).get(names.TEMPLATE, ""))
+
+
+def controller(raw: Json) -> str | None:
+    """uid of the object that owns and controls this one."""
+    for reference in raw["metadata"].get("ownerReferences") or ():
+        if reference.get("controller"):
+            return str(reference["uid"])
+    return None
+
+
+def _http_port(raw: Json) -> int:
+    """Where a scheduler's pod answers HTTP: what its Service's port is named after, else Dask's default."""
+    for container in raw["spec"]["containers"]:
+        for port in container.get("ports") or ():
+            if port.get("name") == names.HTTP_PORT_NAME:
+                return int(port["containerPort"])
+    return names.HTTP_PORT
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return 0.0  # marked, by a hand that wrote no time: long ago
+
+
+IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
+CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"}
+
+
+def _trouble(name: str, status: Json, conditions: dict[str, Json]) -> tuple[str, str] | None:
+    if status.get("phase") == "Failed":
+        return "PodFailed", f"pod {name} failed: {_why_failed(status)}"
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        if trouble := _container_trouble(name, container):
+            return trouble
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
+        return "Unschedulable", f"pod {name} cannot be placed on a node: {scheduled.get('message', '')}"
+    return None
+
+
+def _container_trouble(pod: str, container: Json) -> tuple[str, str] | None:
+    waiting = container.get("state", {}).get("waiting") or {}
+    reason, message = waiting.get("reason", ""), waiting.get("message") or waiting.get("reason", "")
+    image = container.get("image", "")
+    if reason in IMAGE_REASONS:
+        return "ImagePullFailed", f"pod {pod}: the image {image!r} cannot be pulled: {message}"
+    if reason in CONFIG_REASONS:
+        return "ContainerConfigError", f"pod {pod}: the container {container['name']!r} cannot be started: {message}"
+    ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated")
+    if ended and container.get("restartCount", 0) > 0 and not container.get("ready"):
+        how = f"exit code {ended.get('exitCode')}, {ended.get('reason', 'no reason given')}"
+        times = container["restartCount"]
+        return "CrashLoop", f"pod {pod}: the container {container['name']!r} ended {times} times ({how})"
+    return None
+
+
+def _why_failed(status: Json) -> str:
+    if status.get("reason") or status.get("message"):
+        return ": ".join(filter(None, (status.get("reason"), status.get("message"))))
+    for container in status.get("containerStatuses") or ():
+        ended = container.get("state", {}).get("terminated") or {}
+        if ended.get("exitCode"):
+            said = ended.get("message") or ended.get("reason") or "Error"
+            return f"the container {container['name']!r} ended with code {ended['exitCode']} ({said})"
+    return "no reason given"

@@ -1,0 +1,166 @@
+"""The scheduler's side of a cluster: Deployment, Service, PodDisruptionBudget and token Secret.
+
+Each carries a fingerprint of what it was made from, so a difference between the resource and the object costs a string
+comparison and not a walk through fields that the API server defaulted. An object that differs is replaced as a whole:
+what was taken out of the resource leaves the object too. Edits reach the scheduler last, after the workers have rolled
+(`plan.plan`). An object by our name that is not this cluster's is never touched.
+
+No probes are added to what the user gave: a scheduler busy with a large graph answers late, and a probe of ours that
+restarts it then would lose what it holds. Whether it answers is found out by asking it (`AwaitScheduler`). Instead the
+Service publishes a scheduler that is not ready yet, unless the user set that field: workers and clients retry by
+themselves, and would otherwise wait for the kubelet's first probe, five seconds in dask-kubernetes' manifests.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from daskfleet_operator import names
+from daskfleet_operator.kube.kinds import BUDGET, CLUSTER, DEPLOYMENT, SERVICE, Json
+from daskfleet_operator.plan import backoff, templates
+from daskfleet_operator.plan.model import Action, Backoff, Create, EnsureToken, Key, Observed, Refusal, Replace
+from daskfleet_operator.plan.replicas import LONGEST_REFUSED
+
+# Upstream's default routes and its /api/v1, which is not among them; the bundled runtime ignores the variable.
+ROUTES = [
+    "distributed.http.scheduler.prometheus",
+    "distributed.http.scheduler.info",
+    "distributed.http.scheduler.json",
+    "distributed.http.scheduler.api",
+    "distributed.http.health",
+    "distributed.http.proxy",
+    "distributed.http.statics",
+]
+
+
+def plan_scheduler(observed: Observed, cluster: Json, may_roll: bool, now: float) -> list[Action]:
+    """Make what is missing, change what differs; an existing Deployment only when `may_roll`."""
+    actions: list[Action] = []
+    key, uid = observed.key, cluster["metadata"]["uid"]
+    name = names.scheduler_name(key.name)
+    if token_due(observed, now):
+        actions.append(token(key, cluster))
+    for kind, known, template, build in (
+        (DEPLOYMENT, observed.deployment, scheduler_hash(cluster), deployment),
+        (SERVICE, observed.service, service_hash(cluster), service),
+        (BUDGET, observed.budget, "", budget),
+    ):
+        if known is None:
+            if may_attempt(observed.memory.refusals.get(f"{kind.name}/{name}"), cluster, now):
+                actions.append(Create(kind, name, build(key, cluster)))
+        elif known.owner == uid and known.template != template and (may_roll or kind is not DEPLOYMENT):
+            actions.append(Replace(kind, name, build(key, cluster)))
+    return actions
+
+
+def may_attempt(refusal: Refusal | None, owner: Json, now: float) -> bool:
+    """Whether to try to make an object: at once after an edit, else with growing delays after each refusal."""
+    if refusal is None or refusal.generation != owner["metadata"].get("generation", 0):
+        return True
+    return now >= backoff.until(Backoff(refusal.count, refusal.last), LONGEST_REFUSED)
+
+
+def retry_at(observed: Observed, owner: Json) -> float | None:
+    """When the first of the cluster's refused objects may be tried again."""
+    times = [
+        backoff.until(Backoff(refusal.count, refusal.last), LONGEST_REFUSED)
+        for name, refusal in observed.memory.refusals.items()
+        if not name.startswith("Pod/") and refusal.generation == owner["metadata"].get("generation", 0)
+    ]
+    return min(times, default=None)
+
+
+def token_due(observed: Observed, now: float) -> bool:
+    """Whether to see to the Secret: once, and again when a pod misses it. It is not watched, so that the operator
+    needs no right to list Secrets."""
+    ensured = observed.memory.token_ensured
+    if ensured is None:
+        return True
+    name = names.token_secret_name(observed.key.name)
+    missing = any(pod.trouble and f'"{name}"' in pod.trouble[1] for pod in observed.pods if not pod.deleting)
+    return missing and now - ensured > LONGEST_REFUSED
+
+
+def suspended(cluster: Json) -> bool:
+    return bool(cluster["spec"].get("suspend"))
+
+
+def scheduler_hash(cluster: Json) -> str:
+    scheduler = cluster["spec"]["scheduler"]
+    return templates.fingerprint(scheduler.get("metadata") or {}, scheduler["spec"], suspended(cluster))
+
+
+def service_hash(cluster: Json) -> str:
+    scheduler = cluster["spec"]["scheduler"]
+    return templates.fingerprint(scheduler.get("metadata") or {}, scheduler["service"])
+
+
+def selector(cluster: str, component: str) -> dict[str, str]:
+    return {names.CLUSTER_LABEL: cluster, names.COMPONENT_LABEL: component}
+
+
+def _head(key: Key, cluster: Json, template: str, **extra: str) -> Json:
+    """Metadata of an object of the scheduler's."""
+    reserved = selector(key.name, names.SCHEDULER) | extra
+    labels, annotations = templates.metadata(cluster, cluster["spec"]["scheduler"], reserved)
+    return {
+        "name": names.scheduler_name(key.name),
+        "namespace": key.namespace,
+        "labels": labels,
+        "annotations": annotations | {names.TEMPLATE: template},
+        "ownerReferences": [templates.owner_reference(CLUSTER, cluster)],
+    }
+
+
+def deployment(key: Key, cluster: Json) -> Json:
+    """The scheduler's Deployment: never two at once, so the old one is gone before the new one starts."""
+    head = _head(key, cluster, scheduler_hash(cluster), **{names.ISTIO: "false"})
+    pod_annotations = {name: value for name, value in head["annotations"].items() if name != names.TEMPLATE}
+    spec = templates.with_env(
+        cluster["spec"]["scheduler"]["spec"],
+        {"name": names.ROUTES_ENV, "value": str(ROUTES)},
+        templates.token_variable(key.name),
+    )
+    return {
+        "apiVersion": DEPLOYMENT.api_version,
+        "kind": DEPLOYMENT.name,
+        "metadata": head,
+        "spec": {
+            "replicas": 0 if suspended(cluster) else 1,
+            "revisionHistoryLimit": 1,
+            "strategy": {"type": "Recreate"},
+            "selector": {"matchLabels": selector(key.name, names.SCHEDULER)},
+            "template": {"metadata": {"labels": head["labels"], "annotations": pod_annotations}, "spec": spec},
+        },
+    }
+
+
+def service(key: Key, cluster: Json) -> Json:
+    spec = copy.deepcopy(cluster["spec"]["scheduler"]["service"])
+    spec.setdefault("publishNotReadyAddresses", True)
+    for port in spec.get("ports") or ():
+        port.setdefault("protocol", "TCP")  # part of the list's merge key: server-side apply needs it
+    head = _head(key, cluster, service_hash(cluster))
+    return {"apiVersion": SERVICE.api_version, "kind": SERVICE.name, "metadata": head, "spec": spec}
+
+
+def budget(key: Key, cluster: Json) -> Json:
+    """A node drain asks before it takes the scheduler; workers hand their data over and need none."""
+    return {
+        "apiVersion": BUDGET.api_version,
+        "kind": BUDGET.name,
+        "metadata": _head(key, cluster, ""),
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": selector(key.name, names.SCHEDULER)}},
+    }
+
+
+def token(key: Key, cluster: Json) -> EnsureToken:
+    """The Secret without its content: random bytes are drawn where I/O is done."""
+    name = names.token_secret_name(key.name)
+    head = {
+        "name": name,
+        "namespace": key.namespace,
+        "labels": {names.CLUSTER_LABEL: key.name},
+        "ownerReferences": [templates.owner_reference(CLUSTER, cluster)],
+    }
+    return EnsureToken(name, {"apiVersion": "v1", "kind": "Secret", "metadata": head, "type": "Opaque"})

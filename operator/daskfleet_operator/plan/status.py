@@ -1,0 +1,235 @@
+"""The status of a cluster and of its worker groups.
+
+Computed from the same observation as the plan, once nothing is left to do in a pass, so that it is written once and
+says what is and not what was. What a user can mend becomes the condition ``ReplicaFailure`` with a reason and the
+server's or kubelet's own sentence; it clears by being computed anew. A new failure is also an Event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from daskfleet_operator import names
+from daskfleet_operator.kube.kinds import CLUSTER, WORKERGROUP, Json
+from daskfleet_operator.kube.objects import Pod
+from daskfleet_operator.plan import scheduler
+from daskfleet_operator.plan.conditions import Reason, condition, merged
+from daskfleet_operator.plan.groups import replicas_of, worker_hash
+from daskfleet_operator.plan.model import Event, Observed, Refusal, StatusWrite
+from daskfleet_operator.plan.replicas import sort_pods
+
+Trouble = tuple[Reason, str]
+
+FAILURE = "ReplicaFailure"
+READY = "Ready"
+SCHEDULER_READY = "SchedulerReady"
+
+
+def scheduler_pod(observed: Observed) -> Pod | None:
+    """The scheduler's pod: the newest, as an older one is on its way out."""
+    pods = [pod for pod in observed.pods if pod.component == names.SCHEDULER and not pod.deleting and not pod.finished]
+    return max(pods, key=lambda pod: pod.created, default=None)
+
+
+def scheduler_ready(observed: Observed) -> bool:
+    """Whether the scheduler answers, as the kubelet's probe or our own question says."""
+    pod = scheduler_pod(observed)
+    return pod is not None and (pod.ready or pod.uid == observed.memory.scheduler_answers)
+
+
+def was_running(cluster: Json) -> bool:
+    """Whether the cluster's status, written by an earlier pass, says that its scheduler ran."""
+    return (cluster.get("status") or {}).get("phase") == "Running"
+
+
+def refusal_trouble(refusal: Refusal | None) -> Trouble | None:
+    """What the API server would not make, as a reason of ours."""
+    if refusal is None:
+        return None
+    if refusal.reason == "Forbidden":
+        return (Reason.QUOTA_EXCEEDED if "quota" in refusal.message else Reason.FORBIDDEN), refusal.message
+    if refusal.reason == "AlreadyExists":
+        return Reason.NAME_TAKEN, refusal.message
+    return Reason.REFUSED, refusal.message
+
+
+def pods_trouble(pods: Sequence[Pod]) -> Trouble | None:
+    """The first of these pods' troubles, by name so that the message does not flicker between equals."""
+    troubled = [pod for pod in pods if pod.trouble is not None and not pod.deleting]
+    if not troubled:
+        return None
+    worst = min(troubled, key=lambda pod: pod.name)
+    assert worst.trouble is not None
+    reason, message = worst.trouble
+    others = sum(pod.trouble is not None and pod.trouble[0] == reason for pod in troubled) - 1
+    return Reason(reason), message + (f" (and {others} more)" if others else "")
+
+
+def _failure(trouble: Trouble | None, generation: int) -> Json:
+    if trouble is None:
+        return condition(FAILURE, False, Reason.NO_FAILURE, "", generation)
+    return condition(FAILURE, True, trouble[0], trouble[1], generation)
+
+
+# --- worker groups -------------------------------------------------------------------------------------------------
+
+
+def group_trouble(observed: Observed, group: Json) -> Trouble | None:
+    """What keeps the group from its workers."""
+    name = group["metadata"]["name"]
+    refusal = observed.memory.refusals.get(f"Pod/{name}")
+    pods = [pod for pod in observed.pods if pod.group == name and pod.retire_since is None]
+    backoff = observed.memory.backoffs.get(name)
+    trouble = refusal_trouble(refusal) or pods_trouble(pods)
+    if trouble is None and backoff is not None and backoff.failures and backoff.message:
+        return Reason.POD_FAILED, f"{backoff.message}; {backoff.failures} times in a row, replaced with growing delays"
+    return trouble
+
+
+def group_status(observed: Observed, group: Json, now: float) -> StatusWrite:
+    """Status of one worker group."""
+    name, generation = group["metadata"]["name"], group["metadata"].get("generation", 0)
+    old = group.get("status") or {}
+    replicas = 0 if observed.cluster and scheduler.suspended(observed.cluster) else replicas_of(group)
+    pods = sort_pods(observed.pods, group)
+    trouble = group_trouble(observed, group)
+    if observed.cluster is None:
+        missing = f"the DaskCluster {observed.key.name!r} does not exist in the namespace {observed.key.namespace!r}"
+        ready = condition(READY, False, Reason.CLUSTER_NOT_FOUND, missing, generation)
+        trouble = Reason.CLUSTER_NOT_FOUND, missing
+    else:
+        ready = _group_ready(observed.cluster, group, replicas, pods.active, bool(pods.marked), trouble)
+    conditions = [ready, _failure(trouble, generation)]
+    labels = {names.CLUSTER_LABEL: observed.key.name, names.COMPONENT_LABEL: names.WORKER, names.GROUP_LABEL: name}
+    status = {
+        "observedGeneration": generation,
+        "replicas": len(pods.active),
+        "readyReplicas": pods.ready,
+        "selector": ",".join(f"{key}={value}" for key, value in labels.items()),
+        "conditions": merged(old.get("conditions"), conditions, now),
+    }
+    return StatusWrite(WORKERGROUP, name, status, news(old, status))
+
+
+def _group_ready(
+    cluster: Json, group: Json, replicas: int, active: Sequence[Pod], retiring: bool, trouble: Trouble | None
+) -> Json:
+    generation = group["metadata"].get("generation", 0)
+    ready = sum(pod.ready for pod in active)
+    outdated = sum(pod.template != worker_hash(group) for pod in active)
+    if scheduler.suspended(cluster):
+        return condition(READY, False, Reason.SUSPENDED, "spec.suspend of the cluster is true", generation)
+    count = f"{ready} of {replicas} workers are ready"
+    if outdated:
+        return condition(READY, False, Reason.ROLLING, f"{outdated} workers have an older template", generation)
+    if ready < replicas:
+        reason, message = (trouble[0], f"{count}: {trouble[1]}") if trouble else (Reason.WORKERS_STARTING, count)
+        return condition(READY, False, reason, message, generation)
+    if len(active) > replicas or retiring:
+        return condition(READY, True, Reason.SCALING_DOWN, "workers are being retired", generation)
+    return condition(READY, True, Reason.READY, count, generation)
+
+
+# --- the cluster ---------------------------------------------------------------------------------------------------
+
+
+def cluster_status(observed: Observed, cluster: Json, now: float) -> StatusWrite:
+    """Status of the cluster: its scheduler, and its groups summed up."""
+    generation = cluster["metadata"].get("generation", 0)
+    old = cluster.get("status") or {}
+    default = names.default_group_name(observed.key.name)
+    workers = [pod for pod in observed.pods if pod.component == names.WORKER and not pod.deleting]
+    active = [pod for pod in workers if pod.group == default and pod.retire_since is None and not pod.finished]
+    trouble = scheduler_trouble(observed) or next(
+        (found for group in observed.groups if (found := group_trouble(observed, group))), None
+    )
+    scheduler_state = _scheduler_condition(observed, cluster)
+    wanted = sum(replicas_of(group) for group in observed.groups)
+    conditions = [
+        scheduler_state,
+        _cluster_ready(scheduler_state, workers, wanted, trouble, generation),
+        _failure(trouble, generation),
+    ]
+    labels = {names.CLUSTER_LABEL: observed.key.name, names.COMPONENT_LABEL: names.WORKER, names.GROUP_LABEL: default}
+    status = {
+        "phase": phase(observed, cluster),
+        "observedGeneration": generation,
+        "replicas": len(active),
+        "readyReplicas": sum(pod.ready for pod in active),
+        "selector": ",".join(f"{key}={value}" for key, value in labels.items()),
+        "conditions": merged(old.get("conditions"), conditions, now),
+    }
+    return StatusWrite(CLUSTER, observed.key.name, status, news(old, status))
+
+
+def phase(observed: Observed, cluster: Json) -> str:
+    """dask-kubernetes' word for how far the cluster is."""
+    trouble = scheduler_trouble(observed)
+    if trouble is not None and trouble[0] in (Reason.REFUSED, Reason.NAME_TAKEN, Reason.FORBIDDEN):
+        return "Error"
+    if scheduler.suspended(cluster):
+        return "Suspended"
+    if observed.deployment is None or observed.service is None:
+        return "Created"
+    return "Running" if scheduler_ready(observed) and not observed.service.awaits_balancer else "Pending"
+
+
+def scheduler_trouble(observed: Observed) -> Trouble | None:
+    """What keeps the scheduler from running."""
+    name = names.scheduler_name(observed.key.name)
+    for kind in ("Deployment", "Service", "PodDisruptionBudget"):
+        if trouble := refusal_trouble(observed.memory.refusals.get(f"{kind}/{name}")):
+            return trouble
+    for other in (names.default_group_name(observed.key.name), names.token_secret_name(observed.key.name)):
+        for kind in ("DaskWorkerGroup", "Secret"):
+            if trouble := refusal_trouble(observed.memory.refusals.get(f"{kind}/{other}")):
+                return trouble
+    for known, kind in ((observed.deployment, "Deployment"), (observed.service, "Service")):
+        if known is not None and known.owner is None:
+            message = f"a {kind} named {name!r} exists and does not belong to this DaskCluster: rename one of them"
+            return Reason.NAME_TAKEN, message
+    if observed.deployment is not None and observed.deployment.refusal is not None:
+        quota = "quota" in observed.deployment.refusal
+        return (Reason.QUOTA_EXCEEDED if quota else Reason.REFUSED), observed.deployment.refusal
+    pod = scheduler_pod(observed)
+    return None if pod is None or scheduler_ready(observed) else pods_trouble([pod])
+
+
+def _scheduler_condition(observed: Observed, cluster: Json) -> Json:
+    generation = cluster["metadata"].get("generation", 0)
+    if scheduler.suspended(cluster):
+        return condition(SCHEDULER_READY, False, Reason.SUSPENDED, "spec.suspend is true", generation)
+    if trouble := scheduler_trouble(observed):
+        return condition(SCHEDULER_READY, False, trouble[0], trouble[1], generation)
+    if not scheduler_ready(observed):
+        message = "the scheduler's pod is starting"
+        return condition(SCHEDULER_READY, False, Reason.SCHEDULER_STARTING, message, generation)
+    if observed.service is not None and observed.service.awaits_balancer:
+        message = "the scheduler runs; its LoadBalancer has no address yet"
+        return condition(SCHEDULER_READY, False, Reason.BALANCER_PENDING, message, generation)
+    return condition(SCHEDULER_READY, True, Reason.READY, "the scheduler runs", generation)
+
+
+def _cluster_ready(
+    scheduler_state: Json, workers: Sequence[Pod], wanted: int, trouble: Trouble | None, generation: int
+) -> Json:
+    if scheduler_state["status"] != "True":
+        return {**scheduler_state, "type": READY}
+    ready = sum(pod.ready and pod.retire_since is None for pod in workers)
+    count = f"{ready} of {wanted} workers are ready"
+    if ready >= wanted:
+        return condition(READY, True, Reason.READY, count, generation)
+    reason, message = (trouble[0], f"{count}: {trouble[1]}") if trouble else (Reason.WORKERS_STARTING, count)
+    return condition(READY, False, reason, message, generation)
+
+
+def news(old: Json, new: Json) -> tuple[Event, ...]:
+    """Events for what a user can act on: a failure that was not there before, and its end."""
+    before = {item["type"]: item for item in old.get("conditions") or ()}
+    after = {item["type"]: item for item in new["conditions"]}
+    was, now = before.get(FAILURE, {}), after.get(FAILURE, {})
+    if now.get("status") == "True" and (was.get("status"), was.get("reason")) != ("True", now["reason"]):
+        return (Event(True, now["reason"], now["message"]),)
+    if was.get("status") == "True" and now.get("status") == "False":
+        return (Event(False, "Recovered", f"no longer: {was.get('reason')}"),)
+    return ()

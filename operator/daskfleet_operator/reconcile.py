@@ -1,0 +1,432 @@
+"""One pass over one cluster: read the caches, plan, apply, look again; then write each status once, and tell the news.
+
+Answers to our writes go into the caches at once, so looking again shows them; a pass ends when the plan has nothing
+left to do, typically after two rounds (make the scheduler and the group; make the group's pods). What takes long, as a
+retirement that moves data, runs beside the passes as a task, whose end wakes the cluster.
+
+Refusals of the API server are facts to be reported, not exceptions: they are remembered, shown in conditions and tried
+again later by the plan. What is transient (a lost connection, a 5xx) is raised, and the queue repeats the pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import secrets
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from typing import Any
+
+from daskfleet_operator import names
+from daskfleet_operator.events import Events
+from daskfleet_operator.kube.client import JSON_PATCH, MERGE, Api, ApiError
+from daskfleet_operator.kube.kinds import CUSTOM_KINDS, JOB, POD, SECRET, Json, Kind
+from daskfleet_operator.kube.objects import Pod, controller
+from daskfleet_operator.metrics import Metrics
+from daskfleet_operator.plan import groups, model
+from daskfleet_operator.plan.autoscale import DELAY, remembered
+from daskfleet_operator.plan.plan import plan, statuses
+from daskfleet_operator.scheduler_api import SchedulerError
+from daskfleet_operator.schedulers import Schedulers
+from daskfleet_operator.store import PARSERS, Store
+
+logger = logging.getLogger(__name__)
+
+ROUNDS = 6
+CREATES = 32  # pods being created at once, over all clusters
+Memory = model.Memory
+
+
+class Reconciler:
+    """Work on clusters; `pass_over` is what the work queue calls.
+
+    Parameters
+    ----------
+    wake, wake_in
+        The work queue's.
+    now
+        Seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        store: Store,
+        schedulers: Schedulers,
+        metrics: Metrics,
+        *,
+        wake: Callable[[model.Key], None],
+        wake_in: Callable[[model.Key, float], None],
+        now: Callable[[], float],
+    ) -> None:
+        self._api = api
+        self._store = store
+        self._schedulers = schedulers
+        self._metrics = metrics
+        self._events = Events(api, now)
+        self._wake = wake
+        self._wake_in = wake_in
+        self._now = now
+        self._creating = asyncio.Semaphore(CREATES)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._appliers: Mapping[type, Callable[[model.Key, Any], Coroutine[Any, Any, bool]]] = {
+            model.Create: self._create,
+            model.Replace: self._replace,
+            model.EnsureToken: self._ensure_token,
+            model.CreateWorkers: self._create_workers,
+            model.Patch: self._patch,
+            model.MarkVictims: self._mark,
+            model.Retire: self._retire,
+            model.DeletePod: self._delete_pod,
+            model.Delete: self._delete,
+            model.AskTarget: self._ask_target,
+            model.AskIdle: self._ask_idle,
+            model.AwaitScheduler: self._await_scheduler,
+            model.Forget: self._forget,
+            model.SetBackoff: self._set_backoff,
+        }
+
+    async def close(self) -> None:
+        """Cancel what runs beside the passes."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def pass_over(self, key: model.Key) -> float | None:
+        """Bring one cluster nearer to what is desired; returns the seconds after which to look again."""
+        for _ in range(ROUNDS):
+            step = plan(self._store.observed(key), self._now())
+            if not await self._apply(key, step.actions):
+                break
+        else:
+            self._wake(key)
+        observed = self._store.observed(key)
+        if observed.cluster is None:
+            self._schedulers.forget(key)
+        for write in statuses(observed, self._now()):
+            await self._write_status(key, observed, write)
+        wake_at = step.wake_at
+        return None if wake_at is None else max(0.01, wake_at - self._now())
+
+    async def _apply(self, key: model.Key, actions: tuple[model.Action, ...]) -> bool:
+        """Apply all; True if one changed something. The first transient failure is raised after all have ended."""
+        for action in actions:
+            self._metrics.actions.add(action=type(action).__name__)
+        results = await asyncio.gather(
+            *(self._appliers[type(action)](key, action) for action in actions), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return any(results)
+
+    async def _write_status(self, key: model.Key, observed: model.Observed, write: model.StatusWrite) -> None:
+        resource = self._resource(observed, write.kind, write.name)
+        if resource is None or (resource.get("status") or {}) == write.status:
+            return
+        try:
+            answer = await self._api.patch(
+                write.kind, key.namespace, write.name, {"status": write.status}, subresource="status"
+            )
+        except ApiError as error:
+            if error.status == 404:
+                return
+            raise
+        self._store.changed(write.kind, answer)
+        if write.kind is JOB:
+            self._wake(key)  # a job's plan goes by its status: failures are counted there
+        for event in write.events:
+            await self._events.post(write.kind, resource, event)
+
+    @staticmethod
+    def _resource(observed: model.Observed, kind: Kind, name: str) -> Json | None:
+        candidates = (observed.cluster, observed.job, *observed.groups, *observed.autoscalers)
+        for resource in candidates:
+            if resource is not None and resource["kind"] == kind.name and resource["metadata"]["name"] == name:
+                return resource
+        return None
+
+    # --- making and changing objects -------------------------------------------------------------------------------
+
+    async def _create(self, key: model.Key, action: model.Create) -> bool:
+        memory_key = f"{action.kind.name}/{action.name}"
+        try:
+            answer = await self._api.create(action.kind, key.namespace, action.body)
+        except ApiError as error:
+            if error.reason == "AlreadyExists":
+                return await self._exists(key, action)
+            return self._refused(key, memory_key, error, self._generation(key, action.body))
+        self._store.changed(action.kind, answer)
+        self._drop_refusal(key, memory_key)
+        return True
+
+    async def _exists(self, key: model.Key, action: model.Create) -> bool:
+        """Something by that name is there: ours, not yet seen by a watch, or somebody else's."""
+        found = await self._api.get(action.kind, key.namespace, action.name)
+        ours = controller(action.body)
+        if ours is None or ours == controller(found) or "deletionTimestamp" in found["metadata"]:
+            self._store.changed(action.kind, found)
+            return False
+        message = f"a {action.kind.name} named {action.name!r} exists and does not belong to this resource"
+        error = ApiError(409, "AlreadyExists", message)
+        return self._refused(key, f"{action.kind.name}/{action.name}", error, self._generation(key, action.body))
+
+    async def _replace(self, key: model.Key, action: model.Replace) -> bool:
+        memory_key = f"{action.kind.name}/{action.name}"
+        try:
+            answer = await self._api.replace(action.kind, key.namespace, action.name, action.body)
+        except ApiError as error:
+            if error.status == 404:
+                return False
+            return self._refused(key, memory_key, error, self._generation(key, action.body))
+        self._store.changed(action.kind, answer)
+        self._drop_refusal(key, memory_key)
+        return True
+
+    async def _patch(self, key: model.Key, action: model.Patch) -> bool:
+        content_type = JSON_PATCH if isinstance(action.body, list) else MERGE
+        try:
+            answer = await self._api.patch(
+                action.kind, key.namespace, action.name, action.body, content_type=content_type
+            )
+        except ApiError as error:
+            if error.status == 404:
+                return False
+            raise
+        self._store.changed(action.kind, answer)
+        return True
+
+    async def _create_workers(self, key: model.Key, action: model.CreateWorkers) -> bool:
+        """Create pods in parallel; the first refusal stops the rest, as they would be refused alike."""
+        refused: list[ApiError] = []
+
+        async def one() -> bool:
+            name = f"{action.group}-worker-{secrets.token_hex(5)}"
+            async with self._creating:
+                if refused:
+                    return False
+                try:
+                    answer = await self._api.create(POD, key.namespace, groups.named(action.pod, name))
+                except ApiError as error:
+                    if error.transient:
+                        raise
+                    refused.append(error)
+                    return False
+            self._store.changed(POD, answer)
+            return True
+
+        results = await asyncio.gather(*(one() for _ in range(action.count)), return_exceptions=True)
+        if refused:
+            self._refused(key, f"Pod/{action.group}", refused[0], action.generation)
+        elif any(result is True for result in results):
+            self._drop_refusal(key, f"Pod/{action.group}")
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return any(results)
+
+    async def _ensure_token(self, key: model.Key, action: model.EnsureToken) -> bool:
+        """Create the token Secret with the token known here, if one is, else a new one; one that exists stays."""
+        earlier = self._store.observed(key).memory.token_ensured is not None  # else an earlier cluster's, of that name
+        known = (self._schedulers.token(key) if earlier else None) or secrets.token_hex(32)
+        body = {**action.body, "stringData": {names.TOKEN_KEY: known}}
+        try:
+            await self._api.create(SECRET, key.namespace, body)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                return self._refused(key, f"Secret/{action.name}", error, self._generation(key, action.body))
+            found = await self._api.get(SECRET, key.namespace, action.name)
+            owner = controller(found)
+            if owner is not None and owner != controller(action.body):
+                self._wake_in(key, 0.2)  # an earlier cluster's, which Kubernetes is about to delete
+                return False
+            known = base64.b64decode((found.get("data") or {}).get(names.TOKEN_KEY, "")).decode()
+        self._schedulers.set_token(key, known)
+        self._drop_refusal(key, f"Secret/{action.name}")
+        self._store.remember(key, lambda memory: replace(memory, token_ensured=self._now()))
+        return True
+
+    def _generation(self, key: model.Key, body: Json) -> int:
+        """The generation of the resource that `body` is made for: an edit of it makes a refusal void."""
+        owner = controller(body)
+        observed = self._store.observed(key)
+        for resource in (observed.cluster, observed.job, *observed.groups):
+            if resource is not None and resource["metadata"]["uid"] == owner:
+                return int(resource["metadata"].get("generation", 0))
+        return 0
+
+    def _refused(self, key: model.Key, what: str, error: ApiError, generation: int) -> bool:
+        """Remember a refusal; what is transient is raised. Returns False: nothing was changed."""
+        if error.transient or error.reason == "Conflict":
+            raise error
+        if error.status == 404 or "being terminated" in error.message:  # the namespace goes
+            return False
+        logger.info("%s: the API server refused %s: %s", key, what, error.message)
+
+        def change(memory: Memory) -> Memory:
+            before = memory.refusals.get(what)
+            count = before.count + 1 if before is not None and before.generation == generation else 1
+            refusal = model.Refusal(error.reason, error.message, self._now(), count, generation)
+            return replace(memory, refusals={**memory.refusals, what: refusal})
+
+        self._store.remember(key, change)
+        return False
+
+    def _drop_refusal(self, key: model.Key, what: str) -> None:
+        def change(memory: Memory) -> Memory:
+            kept = {name: refusal for name, refusal in memory.refusals.items() if name != what}
+            return replace(memory, refusals=kept)
+
+        self._store.remember(key, change)
+
+    async def _forget(self, key: model.Key, action: model.Forget) -> bool:
+        self._drop_refusal(key, action.refusal)
+        return True
+
+    async def _set_backoff(self, key: model.Key, action: model.SetBackoff) -> bool:
+        self._store.remember(
+            key, lambda memory: replace(memory, backoffs={**memory.backoffs, action.group: action.backoff})
+        )
+        return True
+
+    # --- taking workers away ---------------------------------------------------------------------------------------
+
+    async def _mark(self, key: model.Key, action: model.MarkVictims) -> bool:
+        victims = await self._choose(key, action)
+        results = await asyncio.gather(*(self._mark_one(key, pod) for pod in victims))
+        return any(results)
+
+    async def _choose(self, key: model.Key, action: model.MarkVictims) -> list[Pod]:
+        """Whom the scheduler would rather lose; where it cannot say, the first of the candidates."""
+        candidates = list(action.candidates)
+        if action.count >= len(candidates):
+            return candidates
+        scheduler = self._schedulers.of(self._store.observed(key))
+        named: list[Pod] = []
+        if scheduler is not None:
+            try:
+                named = await scheduler.workers_to_close(action.count, candidates)
+            except SchedulerError as error:
+                logger.debug("%s: the scheduler names no workers to close: %s", key, error)
+        rest = [pod for pod in candidates if pod not in named]
+        return (named + rest)[: action.count]
+
+    async def _mark_one(self, key: model.Key, pod: Pod) -> bool:
+        body = {"metadata": {"uid": pod.uid, "annotations": {names.RETIRE: f"{self._now():.3f}"}}}
+        try:
+            answer = await self._api.patch(POD, key.namespace, pod.name, body)
+        except ApiError as error:
+            if error.status in (404, 409):
+                return False
+            raise
+        self._store.changed(POD, answer)
+        return True
+
+    async def _retire(self, key: model.Key, action: model.Retire) -> bool:
+        uids = {pod.uid for pod in action.pods}
+        self._store.remember(key, lambda memory: replace(memory, retiring=memory.retiring | uids))
+        self._beside(f"retire {sorted(uids)}", self._retire_and_delete(key, action))
+        return True
+
+    async def _retire_and_delete(self, key: model.Key, action: model.Retire) -> None:
+        uids = {pod.uid for pod in action.pods}
+        again = 0.0
+        try:
+            scheduler = self._schedulers.of(self._store.observed(key))
+            if scheduler is None:
+                raise SchedulerError("the scheduler's Service has no address")
+            await scheduler.retire(action.pods, seconds=max(1.0, action.deadline - self._now()))
+            await asyncio.gather(*(self._delete_pod(key, model.DeletePod(pod, "retired")) for pod in action.pods))
+        except (SchedulerError, ApiError) as error:
+            logger.info("%s: retirement of %d workers is tried again: %s", key, len(uids), error)
+            again = 1.0
+        finally:
+            self._store.remember(key, lambda memory: replace(memory, retiring=memory.retiring - uids))
+            self._wake_in(key, again)
+
+    async def _delete_pod(self, key: model.Key, action: model.DeletePod) -> bool:
+        answer = await self._api.delete(POD, key.namespace, action.pod.name, action.pod.uid)
+        self._took_away(POD, answer)
+        return answer is not None
+
+    async def _delete(self, key: model.Key, action: model.Delete) -> bool:
+        logger.info("%s: deleting the %s %s: %s", key, action.kind.name, action.name, action.why)
+        answer = await self._api.delete(action.kind, key.namespace, action.name, action.uid)
+        self._took_away(action.kind, answer)
+        return answer is not None
+
+    def _took_away(self, kind: Kind, answer: Json | None) -> None:
+        """The answer to a deletion is the object: leaving, or as it was when it went at once."""
+        if answer is None or answer.get("kind") == "Status":
+            return
+        if kind in PARSERS or kind in CUSTOM_KINDS:
+            if "deletionTimestamp" in answer["metadata"]:
+                self._store.changed(kind, answer)
+            else:
+                self._store.deleted(kind, answer)
+
+    # --- asking the scheduler --------------------------------------------------------------------------------------
+
+    async def _ask_target(self, key: model.Key, action: model.AskTarget) -> bool:
+        scheduler = self._schedulers.of(self._store.observed(key))
+        if scheduler is None:
+            return False
+        try:
+            workers = await scheduler.adaptive_target(action.duration)
+        except SchedulerError as error:
+            logger.debug("%s: no adaptive target: %s", key, error)
+            return False
+        new = model.Target(workers, self._now())
+        observed = self._store.observed(key)
+        delay = next(
+            (
+                float(item["spec"].get("scaleDownDelaySeconds", DELAY))
+                for item in observed.autoscalers
+                if item["metadata"]["name"] == action.autoscaler
+            ),
+            float(DELAY),
+        )
+
+        def change(memory: Memory) -> Memory:
+            kept = remembered(memory.targets.get(action.autoscaler, ()), new, delay)
+            return replace(memory, targets={**memory.targets, action.autoscaler: kept})
+
+        self._store.remember(key, change)
+        return True
+
+    async def _ask_idle(self, key: model.Key, action: model.AskIdle) -> bool:
+        scheduler = self._schedulers.of(self._store.observed(key))
+        if scheduler is None:
+            return False
+        try:
+            since = await scheduler.idle_since()
+        except SchedulerError as error:
+            logger.debug("%s: idleness unknown: %s", key, error)
+            return False
+        self._store.remember(key, lambda memory: replace(memory, idle_since=since, idle_asked=self._now()))
+        return True
+
+    async def _await_scheduler(self, key: model.Key, action: model.AwaitScheduler) -> bool:
+        name = f"await {action.pod.uid}"
+        if name not in self._tasks:
+            self._beside(name, self._until_it_answers(key, action.pod))
+        return False
+
+    async def _until_it_answers(self, key: model.Key, pod: Pod) -> None:
+        """Ask the pod until it answers or is gone. No watch tells: the kubelet's probes are a second apart."""
+        delay = 0.05
+        scheduler = self._schedulers.of_pod(key, pod)
+        while not await scheduler.healthy():
+            if all(other.uid != pod.uid or other.deleting for other in self._store.observed(key).pods):
+                return
+            await asyncio.sleep(delay)
+            delay = min(2.0, delay * 1.2)
+        self._store.remember(key, lambda memory: replace(memory, scheduler_answers=pod.uid))
+        self._wake(key)
+
+    def _beside(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks[name] = task
+        task.add_done_callback(lambda _: self._tasks.pop(name, None))

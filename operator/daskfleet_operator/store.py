@@ -1,0 +1,221 @@
+"""The caches: every object of every cluster as last seen, filed under the cluster it belongs to.
+
+Three writers: our watches, kopf's watches (custom resources), and the answers to our own writes. The last makes a pass
+read what the pass before wrote, so nothing is created twice while a watch lags; resourceVersions keep an older event
+from undoing a newer answer, and the uids of what was deleted keep a late answer from raising it from the dead.
+
+A material change wakes the cluster's reconcile; an echo of our own status write does not.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from daskfleet_operator import names
+from daskfleet_operator.kube.kinds import (
+    AUTOSCALER,
+    BUDGET,
+    CLUSTER,
+    DEPLOYMENT,
+    JOB,
+    POD,
+    SERVICE,
+    WORKERGROUP,
+    Json,
+    Kind,
+)
+from daskfleet_operator.kube.objects import Budget, Deployment, Pod, Service, version_of
+from daskfleet_operator.plan.model import Key, Memory, Observed
+
+BURIED = 20_000  # uids remembered: more than can be deleted while one request is under way
+
+T = TypeVar("T")
+Parsed = Pod | Service | Deployment | Budget
+PARSERS: dict[Kind, Callable[[Json], Parsed]] = {
+    POD: Pod.parse,
+    SERVICE: Service.parse,
+    DEPLOYMENT: Deployment.parse,
+    BUDGET: Budget.parse,
+}
+
+
+@dataclass(slots=True)
+class Entry:
+    """One cluster: its objects by kind and name."""
+
+    objects: dict[Kind, dict[str, Json | Parsed]] = field(default_factory=lambda: defaultdict(dict))
+    memory: Memory = field(default_factory=Memory)
+
+
+class Store:
+    """All clusters.
+
+    Parameters
+    ----------
+    wake
+        Called with the key of a cluster that changed materially.
+    """
+
+    def __init__(self, wake: Callable[[Key], None], cluster_domain: str) -> None:
+        self._wake = wake
+        self._domain = cluster_domain
+        self._entries: dict[Key, Entry] = {}
+        self._buried: OrderedDict[str, None] = OrderedDict()
+
+    def clusters(self) -> list[Key]:
+        return list(self._entries)
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+
+    def changed(self, kind: Kind, object: Json) -> None:
+        """An object was made or changed, by whomever."""
+        meta = object["metadata"]
+        key = key_of(kind, object)
+        if key is None or meta["uid"] in self._buried:
+            return
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = Entry()
+        known = entry.objects[kind].get(meta["name"])
+        if known is not None and version_of_any(known) >= version_of(object):
+            return
+        parser = PARSERS.get(kind)
+        new = _slim(object) if parser is None else parser(object)
+        entry.objects[kind][meta["name"]] = new
+        if kind is CLUSTER and known is not None and uid_of(known) != meta["uid"]:
+            entry.memory = Memory()  # another cluster by an old name: nothing known of that one holds for it
+        if known is None or _material(known) != _material(new):
+            self._wake(key)
+
+    def deleted(self, kind: Kind, object: Json) -> None:
+        """An object is gone."""
+        meta = object["metadata"]
+        self._buried[meta["uid"]] = None
+        while len(self._buried) > BURIED:
+            self._buried.popitem(last=False)
+        key = key_of(kind, object)
+        if key is not None:
+            self._drop(kind, key, meta["name"], version_of(object))
+
+    def replaced(self, kind: Kind, namespace: str | None, objects: Sequence[Json]) -> None:
+        """These are all objects of this kind: what is known beyond them is gone."""
+        present = {(key_of(kind, item), item["metadata"]["name"]) for item in objects}
+        for key, entry in list(self._entries.items()):
+            if namespace is None or key.namespace == namespace:
+                for name in list(entry.objects[kind]):
+                    if (key, name) not in present:
+                        self._drop(kind, key, name, None)
+        for item in objects:
+            self.changed(kind, item)
+
+    def _drop(self, kind: Kind, key: Key, name: str, version: int | None) -> None:
+        entry = self._entries.get(key)
+        if entry is None or (known := entry.objects[kind].get(name)) is None:
+            return
+        if version is not None and version_of_any(known) > version:
+            return  # a newer object by the same name
+        del entry.objects[kind][name]
+        if kind is CLUSTER:
+            entry.memory = Memory()
+        if not any(entry.objects.values()):
+            del self._entries[key]
+        else:
+            self._wake(key)
+
+    def remember(self, key: Key, change: Callable[[Memory], Memory]) -> None:
+        """Change what is remembered of a cluster; nothing if the cluster is gone."""
+        if (entry := self._entries.get(key)) is not None:
+            entry.memory = change(entry.memory)
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def observed(self, key: Key) -> Observed:
+        """One cluster as it is known now."""
+        entry = self._entries.get(key) or Entry()
+        objects = entry.objects
+        scheduler = names.scheduler_name(key.name)
+        return Observed(
+            key=key,
+            cluster=_custom(objects[CLUSTER].get(key.name)),
+            groups=tuple(map(_sure, objects[WORKERGROUP].values())),
+            autoscalers=tuple(map(_sure, objects[AUTOSCALER].values())),
+            job=_custom(objects[JOB].get(key.name)),
+            pods=tuple(pod for pod in objects[POD].values() if isinstance(pod, Pod)),
+            deployment=_typed(objects[DEPLOYMENT].get(scheduler), Deployment),
+            service=_typed(objects[SERVICE].get(scheduler), Service),
+            budget=_typed(objects[BUDGET].get(scheduler), Budget),
+            memory=entry.memory,
+            cluster_domain=self._domain,
+        )
+
+    def versions(self, kind: Kind) -> dict[tuple[str, str], int]:
+        """(namespace, name) -> resourceVersion of all objects of a kind."""
+        found = {}
+        for key, entry in self._entries.items():
+            for name, known in entry.objects[kind].items():
+                found[key.namespace, name] = version_of_any(known)
+        return found
+
+    def phases(self) -> Iterator[str]:
+        """The phase of each cluster."""
+        for key, entry in self._entries.items():
+            cluster = _custom(entry.objects[CLUSTER].get(key.name))
+            if cluster is not None:
+                yield (cluster.get("status") or {}).get("phase", "Unknown")
+
+    def pods(self) -> Iterator[Pod]:
+        for entry in self._entries.values():
+            yield from (pod for pod in entry.objects[POD].values() if isinstance(pod, Pod))
+
+
+def key_of(kind: Kind, object: Json) -> Key | None:
+    """The cluster an object belongs to."""
+    meta = object["metadata"]
+    if kind in (CLUSTER, JOB):
+        name = meta["name"]
+    elif kind in (WORKERGROUP, AUTOSCALER):
+        name = object["spec"].get("cluster")
+    else:
+        name = (meta.get("labels") or {}).get(names.CLUSTER_LABEL)
+    return Key(meta["namespace"], name) if name else None
+
+
+def version_of_any(known: Json | Parsed) -> int:
+    return version_of(known) if isinstance(known, dict) else known.version
+
+
+def uid_of(known: Json | Parsed) -> str:
+    return str(known["metadata"]["uid"]) if isinstance(known, dict) else ""
+
+
+def _slim(object: Json) -> Json:
+    """Without what nobody reads and kubectl or the API server adds in bulk."""
+    meta = {key: value for key, value in object["metadata"].items() if key != "managedFields"}
+    if "annotations" in meta:
+        dropped = "kubectl.kubernetes.io/last-applied-configuration"
+        meta["annotations"] = {key: value for key, value in meta["annotations"].items() if key != dropped}
+    return {**object, "metadata": meta}
+
+
+def _material(known: Json | Parsed) -> object:
+    """What a plan depends on: not the status we write, not the version."""
+    if not isinstance(known, dict):
+        return replace(known, version=0)
+    meta = {key: value for key, value in known["metadata"].items() if key != "resourceVersion"}
+    return {**known, "metadata": meta, "status": None}
+
+
+def _custom(known: Json | Parsed | None) -> Json | None:
+    return known if isinstance(known, dict) else None
+
+
+def _sure(known: Json | Parsed) -> Json:
+    assert isinstance(known, dict)
+    return known
+
+
+def _typed(known: Json | Parsed | None, kind: type[T]) -> T | None:
+    return known if isinstance(known, kind) else None
