@@ -1,0 +1,1 @@
+"""The client: `encode` turns calls and graphs into messages, `future` is what users hold, `client` talks."""

@@ -1,0 +1,275 @@
+"""Calls and dask graphs as rows of a ``tasks`` message. No I/O.
+
+Here the client pays for what the scheduler then gets for nothing: tasks that are opaque bytes. So the cost of a task is
+decided here, and three habits keep it at a few microseconds: a function is pickled once per submission and not once per
+task; arguments go through C pickle, with dask's graph nodes rewritten first (`daskfleet.protocol.spec`) because each of
+them would pickle to more than a kilobyte; and arguments of plain types are not searched for futures.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import partial
+from hashlib import blake2b
+from typing import Any
+
+from dask._task_spec import Alias, DataNode, Dict, GraphNode, List, NestedContainer, Set, Task, TaskRef, Tuple
+
+from daskfleet.protocol.frames import OUT_OF_BAND, Raw
+from daskfleet.protocol.messages import Key
+from daskfleet.protocol.serialize import PROTOCOL, Serialized, dumps, dumps_by_value
+from daskfleet.protocol.spec import Build, Call, Ref
+
+#: Types whose values hold no futures and whose `repr` tells any two of them apart.
+PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
+_CONTAINERS = (list, tuple, set, frozenset, dict)
+
+
+def identity(value: Any) -> Any:
+    """The task of data and of aliases."""
+    return value
+
+
+class Arguments:
+    """Collects the dependencies of one call while its arguments are rewritten."""
+
+    __slots__ = ("dependencies", "index")
+
+    def __init__(self) -> None:
+        self.index: dict[Any, int] = {}
+        self.dependencies: list[Any] = []
+
+    def ref(self, future: TaskRef) -> Ref:
+        position = self.index.setdefault(future.key, len(self.index))
+        if position == len(self.dependencies):
+            self.dependencies.append(future)
+        return Ref(position)
+
+    def pack(self, value: Any) -> Any:
+        """`value` with futures replaced by references, in plain containers at any depth too."""
+        kind = type(value)
+        if kind in PLAIN:
+            return value
+        if isinstance(value, TaskRef):
+            return self.ref(value)
+        if kind not in _CONTAINERS:
+            return value
+        before = len(self.dependencies), len(self.index)
+        if kind is dict:
+            items = [(self.pack(key), self.pack(item)) for key, item in value.items()]
+            if _has_spec(item for pair in items for item in pair):
+                return Build(dict, [Build(tuple, list(pair)) for pair in items])
+            return value
+        items = [self.pack(item) for item in value]
+        if (len(self.dependencies), len(self.index)) != before or _has_spec(items):
+            return Build(kind, items)
+        return value
+
+
+def _has_spec(items: Iterable[Any]) -> bool:
+    return any(type(item) in (Ref, Build, Call) for item in items)
+
+
+def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Serialized, list[Any]]:
+    """The payload of ``function(*args, **kwargs)`` and the futures it depends on.
+
+    Raises
+    ------
+    TypeError
+        An argument cannot be pickled.
+    """
+    if all(type(value) in PLAIN for value in args) and not kwargs:
+        return pickle.dumps((args, kwargs), PROTOCOL), []
+    arguments = Arguments()
+    packed = tuple([arguments.pack(value) for value in args])
+    packed_kwargs = {name: arguments.pack(value) for name, value in kwargs.items()}
+    return dumps((packed, packed_kwargs)), arguments.dependencies
+
+
+# Functions and keys -------------------------------------------------------------------------------------------------
+
+_by_reference: dict[Any, tuple[bytes, bytes]] = {}
+
+
+def encode_function(function: Callable[..., Any]) -> tuple[bytes, bytes]:
+    """A function's pickle and a digest of it.
+
+    What can be imported on the other side is remembered; what is stored by value is pickled anew each time, since the
+    globals and closures it captures may have changed.
+    """
+    try:
+        known = _by_reference.get(function)
+    except TypeError:  # not hashable
+        known = None
+    if known is not None:
+        return known
+    blob = dumps_by_value(function)
+    encoded = blob, blake2b(blob, digest_size=16).digest()
+    if isinstance(function, Hashable) and b"cloudpickle" not in blob and not isinstance(function, partial):
+        if len(_by_reference) > 1000:
+            _by_reference.clear()
+        _by_reference[function] = encoded
+    return encoded
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """What a function's tasks are called."""
+    while isinstance(function, partial):
+        function = function.func
+    name = getattr(function, "__name__", None) or type(function).__name__
+    return "lambda" if name == "<lambda>" else str(name)
+
+
+def token(function_digest: bytes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """A digest of a call: equal for equal function and arguments, as far as dask can tell arguments apart."""
+    digest = blake2b(function_digest, digest_size=16)
+    if not kwargs and all(type(value) in PLAIN for value in args):
+        digest.update(repr(args).encode())
+    else:
+        from dask.tokenize import tokenize
+
+        digest.update(tokenize(args, kwargs).encode())
+    return digest.hexdigest()
+
+
+# Graphs -------------------------------------------------------------------------------------------------------------
+
+
+class _Pickler(pickle.Pickler):
+    """C pickle that stores dask's graph nodes by their constructor arguments, at a tenth of the size."""
+
+    dispatch_table = {
+        Task: lambda node: (_task, (node.key, node.func, node.args, node.kwargs)),
+        List: lambda node: (List, node.args),
+        Tuple: lambda node: (Tuple, node.args),
+        Set: lambda node: (Set, node.args),
+        Dict: lambda node: (Dict, node.args),
+    }
+
+
+def _task(key: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
+    return Task(key, function, *args, **kwargs)
+
+
+def _dumps_node_arguments(value: Any) -> Serialized:
+    buffers: list[pickle.PickleBuffer] = []
+    stream = io.BytesIO()
+    try:
+        _Pickler(stream, PROTOCOL, buffer_callback=buffers.append).dump(value)
+    except Exception:
+        return dumps(value)
+    blob = stream.getvalue()
+    if buffers or b"__main__" in blob:
+        return dumps(value)
+    return (Raw(blob),) if len(blob) >= OUT_OF_BAND else blob
+
+
+class GraphEncoder:
+    """Turns a graph's nodes into rows, given in topological order.
+
+    Parameters
+    ----------
+    outside
+        Gives the number (``-cid``) of a dependency that is not in the graph: a future's.
+
+    Attributes
+    ----------
+    functions, prefixes
+        What the rows' indices refer to.
+    """
+
+    def __init__(self, outside: Callable[[Key], int]) -> None:
+        self.functions: list[bytes] = []
+        self.prefixes: list[str] = []
+        self._outside = outside
+        self._functions: dict[int, tuple[Any, int]] = {}
+        self._prefixes: dict[str, int] = {}
+        self._positions: dict[Key, int] = {}
+
+    def row(self, cid: int, key: Key, node: GraphNode, options: dict[str, Any] | None) -> tuple[Any, ...]:
+        """The next node's row."""
+        arguments = Arguments()
+        if isinstance(node, Alias):
+            function, packed = identity, ((arguments.ref(TaskRef(node.target)),), {})
+        elif isinstance(node, DataNode):
+            function, packed = identity, ((node.value,), {})
+        elif isinstance(node, Task):
+            function = node.func
+            args = tuple([_pack_node(value, arguments) for value in node.args])
+            packed = (args, {name: _pack_node(value, arguments) for name, value in node.kwargs.items()})
+        else:
+            raise TypeError(f"{key!r}: a graph holds tasks, aliases and data, not {type(node).__name__}")
+        try:
+            payload = _dumps_node_arguments(packed)
+            function_index = self._function(function)
+        except TypeError as error:
+            raise TypeError(f"task {key!r}: {error}") from error
+        positions = self._positions
+        dependencies = [
+            positions[ref.key] if ref.key in positions else self._outside(ref.key) for ref in arguments.dependencies
+        ]
+        positions[key] = len(positions)
+        return cid, key, function_index, payload, dependencies or None, self._prefix(key), options
+
+    def take_functions(self) -> list[bytes]:
+        return self.functions
+
+    def _function(self, function: Callable[..., Any]) -> int:
+        known = self._functions.get(id(function))
+        if known is None:
+            self.functions.append(encode_function(function)[0])
+            known = self._functions[id(function)] = (function, len(self.functions) - 1)
+        return known[1]
+
+    def _prefix(self, key: Key) -> int:
+        name = key if isinstance(key, str) else key[0] if isinstance(key, tuple) and key else str(key)
+        index = self._prefixes.get(name)  # type: ignore[arg-type]
+        if index is None:
+            prefix = split(str(name))
+            if prefix not in self.prefixes:
+                self.prefixes.append(prefix)
+            index = self.prefixes.index(prefix)
+            if len(self._prefixes) < 100_000:
+                self._prefixes[name] = index  # type: ignore[index]
+        return index
+
+
+def split(name: str) -> str:
+    """The part of a key that says what kind of task it is: ``"sum-3f2a…"`` is a ``"sum"``."""
+    from dask.utils import key_split
+
+    return str(key_split(name))
+
+
+def _pack_node(value: Any, arguments: Arguments) -> Any:
+    """An argument of a graph's task in our own terms; dask's nodes disappear, data stays as it is."""
+    if isinstance(value, TaskRef):
+        return arguments.ref(value)
+    if not isinstance(value, GraphNode):
+        return value
+    if isinstance(value, Alias):
+        return arguments.ref(TaskRef(value.target))
+    if isinstance(value, DataNode):
+        return value.value
+    assert isinstance(value, Task)
+    items = [_pack_node(item, arguments) for item in value.args]
+    if isinstance(value, Dict):
+        pairs = zip(items[::2], items[1::2], strict=True)
+        return Build(dict, [Build(tuple, list(pair)) for pair in pairs])
+    if isinstance(value, NestedContainer):
+        return Build(value.klass, items)
+    kwargs = {name: _pack_node(item, arguments) for name, item in value.kwargs.items()}
+    return Call(value.func, tuple(items), kwargs)
+
+
+def annotations_by_key(annotations: Mapping[str, Mapping[Key, Any]]) -> dict[Key, dict[str, Any]]:
+    """dask's ``{"retries": {key: 3}}`` the other way round, with only what the scheduler understands."""
+    options: dict[Key, dict[str, Any]] = {}
+    for name in ("priority", "workers", "retries", "resources", "allow_other_workers"):
+        for key, value in annotations.get(name, {}).items():
+            if name == "workers" and isinstance(value, str):
+                value = [value]
+            options.setdefault(key, {})[name] = value
+    return options

@@ -1,0 +1,42 @@
+"""The exceptions that users catch."""
+
+from __future__ import annotations
+
+from asyncio import CancelledError as AsyncCancelledError
+
+
+class DaskfleetError(Exception):
+    """Base of what daskfleet itself raises, as opposed to what users' functions raise."""
+
+
+class KilledWorker(DaskfleetError):
+    """A task was running on several workers when they died, so it is taken to be what killed them.
+
+    Attributes
+    ----------
+    task
+        The task's key.
+    last_worker
+        The address of the worker that died last.
+    allowed_failures
+        How many deaths are forgiven (``distributed.scheduler.allowed-failures``).
+    """
+
+    def __init__(self, task: object, last_worker: str, allowed_failures: int) -> None:
+        super().__init__(task, last_worker, allowed_failures)
+        self.task, self.last_worker, self.allowed_failures = task, last_worker, allowed_failures
+
+    def __str__(self) -> str:
+        return (
+            f"task {self.task!r} was running on {self.allowed_failures + 1} workers when they died, the last of them "
+            f"{self.last_worker}. Does it need more memory than a worker has, or crash the process? "
+            "The workers' logs say how they ended."
+        )
+
+
+class CancelledError(AsyncCancelledError):
+    """The future was cancelled, or its data was lost and cannot be computed again."""
+
+
+class LostData(DaskfleetError):
+    """Data that no task produces (scattered data, say) was on workers that are gone."""

@@ -1,0 +1,45 @@
+"""The messages between client, scheduler and worker, all in one place.
+
+Every message is an array whose first item names it. What happens often comes in batches of rows, one message a batch.
+``id`` is the scheduler's integer for a task, unique for its life, never used twice; ``cid`` is the integer by which one
+client knows one future. Values and pickles are `Serialized`.
+
+client → scheduler
+    ("tasks", graph, last, priority, functions, prefixes, rows)
+                            rows: (cid or 0, key, function, payload, dependencies, prefix, options or None), in
+                            topological order, the most urgent first; function and prefix index the two lists; a
+                            dependency is a position in the graph (>= 0) or, for a future, -cid; `graph` groups
+                            messages, `last` closes it
+    ("want", rows)          rows: (cid, key)
+    ("release", cids)
+scheduler → client
+    ("finished", rows)      rows: (cid, nbytes, type name, value or None)
+    ("erred", rows)         rows: (cid, exception, traceback, key that failed)
+    ("lost", rows)          rows: (cid, reason): cancelled, or data that cannot be computed again
+    ("pending", cids)       a finished result was lost and is being computed again
+scheduler → worker
+    ("run", rows)           rows: (id, attempt, key, function, payload, dependencies, priority, options or None)
+                            a dependency: id (you hold it) | (id, value) | (id, nbytes, addresses)
+    ("function", id, blob)  before the first task that uses it
+    ("forget", function ids)
+    ("free", ids)           drop the data, or do not run, or throw the result away
+    ("fetch", rows)         rows: (id, key, nbytes, addresses): hold a copy of this
+    ("yield", ids)          give these back unless they have started
+worker → scheduler
+    ("done", rows)          rows: (id, attempt, nbytes, seconds, type name, value or None)
+    ("erred", rows)         rows: (id, attempt, exception, traceback, text, seconds)
+    ("missing", rows)       rows: (id, attempt, ids of dependencies that could not be had)
+    ("holds", ids)          a copy has arrived
+    ("dropped", ids)        a copy is gone or could not be had
+    ("yielded", rows)       rows: (id, attempt)
+    ("heartbeat", metrics)
+    ("status", name)
+"""
+
+from __future__ import annotations
+
+#: A task's name, as dask has it: a string, or a tuple that starts with one.
+Key = str | bytes | int | float | tuple["Key", ...]
+
+#: Bytes up to which a result travels inside the message that reports it, and stays on the scheduler as well.
+INLINE = 8 * 1024

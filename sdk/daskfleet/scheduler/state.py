@@ -1,0 +1,222 @@
+"""What the scheduler knows: tasks, workers, clients. Plain records; `machine` is what changes them.
+
+A cluster may hold millions of tasks, so a `TaskState` is kept small: about 500 bytes with its key and arguments. Relations
+that nearly always have no more than one member are tuples that are shared or empty, never a set of their own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from daskfleet.protocol.frames import Message
+from daskfleet.protocol.messages import Key
+from daskfleet.protocol.serialize import Serialized
+
+# A task's states. `released`: known, its data not there and not on its way. `waiting`: for dependencies. `queued`: ready,
+# not sent to a worker yet. `no-worker`: ready, but no worker may run it. `processing`: sent. `forgotten`: no longer known.
+RELEASED = "released"
+WAITING = "waiting"
+QUEUED = "queued"
+NO_WORKER = "no-worker"
+PROCESSING = "processing"
+MEMORY = "memory"
+ERRED = "erred"
+FORGOTTEN = "forgotten"
+STATES = (RELEASED, WAITING, QUEUED, NO_WORKER, PROCESSING, MEMORY, ERRED)
+
+RUNNING = "running"
+PAUSED = "paused"
+CLOSING = "closing"
+
+#: Seconds, what a task is taken to last until one of its kind has run.
+UNKNOWN_DURATION = 0.5
+
+
+class Function:
+    """A serialised function, shared by the tasks that call it."""
+
+    __slots__ = ("blob", "id", "users")
+
+    def __init__(self, id: int, blob: bytes) -> None:
+        self.id, self.blob, self.users = id, blob, 0
+
+
+class Prefix:
+    """What is known of all tasks of one name: how long they take."""
+
+    __slots__ = ("count", "duration", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name, self.duration, self.count = name, UNKNOWN_DURATION, 0
+
+    def observe(self, seconds: float) -> None:
+        """Take one run into the exponentially weighted mean (weight ½, as distributed has it)."""
+        self.duration = seconds if not self.count else 0.5 * (self.duration + seconds)
+        self.count += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a task failed; shared by all that failed because of it."""
+
+    exception: Serialized
+    traceback: Serialized
+    text: str
+    key: Key
+
+
+@dataclass(slots=True)
+class Options:
+    """What a user asked for one task or a whole submission beyond the usual."""
+
+    workers: frozenset[str] | None = None
+    allow_other_workers: bool = False
+    resources: dict[str, float] | None = None
+    retries: int = 0
+    priority: int = 0
+
+    @classmethod
+    def read(cls, raw: dict[str, Any]) -> Options:
+        workers = raw.get("workers")
+        return cls(
+            workers=frozenset(workers) if workers else None,
+            allow_other_workers=bool(raw.get("allow_other_workers")),
+            resources=raw.get("resources"),
+            retries=int(raw.get("retries") or 0),
+            priority=int(raw.get("priority") or 0),
+        )
+
+
+class TaskState:
+    """One task. `machine` says what each change of `state` entails.
+
+    Attributes
+    ----------
+    dependents, n_dependents
+        Tasks that name this one as a dependency; the list may still hold forgotten ones, the number does not.
+    waiting_on
+        How many dependencies are not in memory; meaningful while waiting.
+    waiters
+        How many dependents are waiting, queued or processing: as long as there is one the data is needed.
+    wants
+        ``(client, cid, client, cid, …)``.
+    holders
+        Workers that hold the data.
+    value
+        The data itself, when it is small: it then goes out with the tasks that need it.
+    attempt
+        Counts how often the task was sent out, so that a late report of an earlier attempt is known as such.
+    """
+
+    __slots__ = (
+        "attempt",
+        "dependencies",
+        "dependents",
+        "failure",
+        "function",
+        "holders",
+        "id",
+        "key",
+        "n_dependents",
+        "nbytes",
+        "options",
+        "payload",
+        "prefix",
+        "priority",
+        "retries",
+        "state",
+        "suspicious",
+        "type",
+        "value",
+        "waiters",
+        "waiting_on",
+        "wants",
+        "worker",
+    )
+
+    def __init__(self, id: int, key: Key, prefix: Prefix) -> None:
+        self.id, self.key, self.prefix = id, key, prefix
+        self.state = RELEASED
+        self.function: Function | None = None
+        self.payload: Serialized = b""
+        self.dependencies: tuple[TaskState, ...] = ()
+        self.dependents: list[TaskState] | None = None
+        self.n_dependents = 0
+        self.waiting_on = self.waiters = 0
+        self.wants: tuple[Any, ...] = ()
+        self.holders: tuple[WorkerState, ...] = ()
+        self.worker: WorkerState | None = None
+        self.attempt = self.retries = self.suspicious = 0
+        self.nbytes = 0
+        self.type: str | None = None
+        self.value: Serialized | None = None
+        self.priority = 0
+        self.failure: Failure | None = None
+        self.options: Options | None = None
+
+    def __repr__(self) -> str:
+        return f"<Task {self.key!r} {self.state}>"
+
+
+@dataclass(slots=True, eq=False)
+class WorkerState:
+    """One worker.
+
+    Attributes
+    ----------
+    processing
+        The tasks it was sent, in that order, each with the seconds it is expected to take; `occupancy` is their sum.
+    ready
+        A heap of ``(priority, id, task)``: queued tasks that had better run here. It may hold entries of tasks that are
+        no longer queued; `backlog` is the number of those that are.
+    """
+
+    address: str
+    name: str
+    nthreads: int
+    memory_limit: int = 0
+    resources: dict[str, float] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    status: str = RUNNING
+    processing: dict[TaskState, float] = field(default_factory=dict)
+    occupancy: float = 0.0
+    ready: list[tuple[int, int, TaskState]] = field(default_factory=list)
+    backlog: int = 0
+    data: dict[TaskState, None] = field(default_factory=dict)
+    nbytes: int = 0
+    functions: set[int] = field(default_factory=set)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    last_seen: float = 0.0
+    yielding: bool = False
+    outbox: list[Message] = field(default_factory=list)
+    freed: list[int] = field(default_factory=list)
+    alone: tuple[WorkerState, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.alone = (self,)
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.name} {self.address} {self.status}, {len(self.processing)} processing>"
+
+
+@dataclass(slots=True, eq=False)
+class ClientState:
+    """One client: its futures by number, and the graphs it is in the middle of sending."""
+
+    id: str
+    futures: dict[int, TaskState] = field(default_factory=dict)
+    graphs: dict[int, list[TaskState]] = field(default_factory=dict)
+    outbox: list[Message] = field(default_factory=list)
+    last_seen: float = 0.0
+
+
+@dataclass(slots=True)
+class Totals:
+    """Running sums for dashboards and metrics."""
+
+    computed: int = 0
+    erred: int = 0
+    seconds: float = 0.0
+    recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=120))

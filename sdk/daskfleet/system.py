@@ -1,0 +1,74 @@
+"""What this machine or container allows us: memory and threads, cgroup limits counted in."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from pathlib import Path
+
+
+@functools.cache
+def memory_limit() -> int:
+    """Bytes of memory this process may use: the machine's, or less if a cgroup (v1 or v2) says so."""
+    import psutil
+
+    limit: int = psutil.virtual_memory().total
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        text = _read(path)
+        if text.isdecimal() and 0 < int(text) < limit:
+            limit = int(text)
+    return limit
+
+
+@functools.cache
+def cpu_count() -> int:
+    """Threads worth starting: the processors we may run on, or fewer if a cgroup quota says so; at least 1."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
+    if not quota:
+        quota, period = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    if quota.isdecimal() and period.isdecimal() and int(period):
+        count = min(count, math.ceil(int(quota) / int(period)))
+    return max(count, 1)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def parse_memory_limit(given: str | float | None, nthreads: int, total_threads: int | None = None) -> int | None:
+    """Bytes for one worker, from what users write.
+
+    Parameters
+    ----------
+    given
+        ``"auto"`` (the share of its threads in the machine), a fraction of the memory, a number of bytes, a text such as
+        ``"5GB"``, or 0 or None for no limit.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these.
+    """
+    from dask.utils import parse_bytes
+
+    total = memory_limit()
+    if given in (None, 0, "0", "None"):
+        return None
+    if given == "auto":
+        return int(total * min(1, nthreads / (total_threads or cpu_count())))
+    try:
+        number = float(given)
+    except ValueError:
+        try:
+            number = float(parse_bytes(given))
+        except ValueError:
+            raise ValueError(f'memory limit {given!r}: expected something like "5GB", 0.5, auto or 0') from None
+        return min(int(number), total)
+    if 0 < number <= 1 and isinstance(given, (float, str)) and "." in str(given):
+        return int(number * total)
+    return min(int(number), total)

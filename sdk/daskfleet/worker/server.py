@@ -1,0 +1,469 @@
+"""The worker around its state machine: connections, threads, signals, memory figures."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from daskfleet import system
+from daskfleet.comm import Connection, Listener, Pool, connect, listen, parse_address
+from daskfleet.comm.addresses import interface_ip, own_ip
+from daskfleet.exceptions import DaskfleetError
+from daskfleet.protocol.frames import Message
+from daskfleet.protocol.messages import Key
+from daskfleet.protocol.serialize import Serialized, dumps, dumps_by_value, loads
+from daskfleet.security import Security
+from daskfleet.worker import context
+from daskfleet.worker.executor import Executor, Failed, Outcome, Success, Suspended, failure, size_of, success
+from daskfleet.worker.machine import WorkerMachine
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between heartbeats.
+HEARTBEAT = 0.5
+#: Seconds between attempts to reach the scheduler: it may be started after us.
+RETRY = 0.1
+#: Values above this many bytes are pickled and unpickled outside of the event loop.
+OFFLOAD = 4 << 20
+
+
+class Worker:
+    """Runs tasks for a scheduler; awaitable, and an asynchronous context manager.
+
+    Parameters
+    ----------
+    scheduler_address
+        Such as ``tcp://10.0.0.1:8786``.
+    nthreads
+        Tasks that may run at once; by default one per processor this process may use.
+    name
+        Unique in the cluster; a random one by default.
+    host, port, interface, protocol
+        Where to listen for the other workers. By default every interface, any free port; a range takes the first free.
+    contact_address
+        What others should connect to, when that differs from where it listens.
+    memory_limit
+        Bytes, a fraction, a text such as ``"5GB"``, ``"auto"`` or 0.
+    resources
+        Amounts of abstract resources, such as ``{"GPU": 2}``, that tasks may ask for.
+    death_timeout
+        Seconds after which it gives up on a scheduler that does not answer; None for never.
+
+    Notes
+    -----
+    Lost connections to the scheduler are made again, and the data is still there afterwards.
+    """
+
+    def __init__(
+        self,
+        scheduler_address: str,
+        *,
+        nthreads: int | None = None,
+        name: str | int | None = None,
+        host: str = "",
+        port: int | range = 0,
+        interface: str | None = None,
+        protocol: str | None = None,
+        contact_address: str | None = None,
+        memory_limit: str | float | None = "auto",
+        resources: dict[str, float] | None = None,
+        local_directory: str | None = None,
+        security: Security | None = None,
+        death_timeout: float | None = None,
+        dashboard_address: str | None = None,
+    ) -> None:
+        self.scheduler_address = str(parse_address(scheduler_address))
+        self.nthreads = nthreads or system.cpu_count()
+        self.name = str(name) if name is not None else f"worker-{uuid.uuid4().hex[:8]}"
+        self.memory_limit = system.parse_memory_limit(memory_limit, self.nthreads)
+        self.resources = resources or {}
+        self.security = security or Security()
+        self.death_timeout = death_timeout
+        self.status = "init"
+        self.address = ""
+        self.scheduler_id = ""
+        self.machine = WorkerMachine(self.nthreads, self.resources)
+        self.local_directory = local_directory
+        self.dashboard_address = dashboard_address
+        self._host = interface_ip(interface) if interface else host
+        self._port, self._contact = port, contact_address
+        self._scheme = protocol or parse_address(scheduler_address).scheme
+        self._scheduler: Connection | None = None
+        self._listener: Listener | None = None
+        self._executor: Executor | None = None
+        self._http: Any = None
+        self._peers: set[Connection] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._finished = asyncio.Event()
+        self._started = time.time()
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.name!r} {self.address} {self.status}, {len(self.machine.data)} stored, {self.machine.executing} running>"
+
+    # Life ----------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> Worker:
+        """Listen, and register with the scheduler, which may still be starting.
+
+        Raises
+        ------
+        TimeoutError
+            The scheduler was not there within `death_timeout`.
+        ProtocolError, AuthenticationError, ValueError
+            Something else is there, our token is wrong, or the scheduler does not want us (the name is taken).
+        """
+        loop = asyncio.get_running_loop()
+        if self.local_directory is not None:
+            Path(self.local_directory).mkdir(parents=True, exist_ok=True)
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="daskfleet-worker-", dir=self.local_directory, ignore_cleanup_errors=True
+        )
+        args = self.security.get_listen_args("worker")
+        self._listener = await listen(self._host, self._port, self._on_peer, scheme=self._scheme, **args)
+        self._pool = Pool(self.security.get_connection_args("worker"))
+        self._executor = Executor(self.nthreads, loop, self._on_outcomes, self.machine.functions.__getitem__, self)
+        if self.dashboard_address is not None:
+            from daskfleet.worker.http import serve
+
+            self._http = await serve(self, self.dashboard_address)
+        await self._join()
+        context.workers.append(self)
+        self.status = "running"
+        self._spawn(self._beat())
+        return self
+
+    def __await__(self) -> Generator[Any, None, Worker]:
+        return self.start().__await__()
+
+    async def __aenter__(self) -> Worker:
+        return self if self.status == "running" else await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def finished(self) -> None:
+        """Wait until the worker has closed."""
+        await self._finished.wait()
+
+    async def close(self, reason: str = "") -> None:
+        """Leave at once; data that only this worker holds is lost. See `close_gracefully`."""
+        if self.status == "closed":
+            return
+        self.status = "closed"
+        if reason:
+            logger.info("closing: %s", reason)
+        if self in context.workers:
+            context.workers.remove(self)
+        for task in list(self._tasks):
+            if task is not asyncio.current_task():
+                task.cancel()
+        if self._scheduler is not None:
+            self._scheduler.send(("status", "closed"))
+            self._scheduler.close()
+        if self._listener is not None:
+            self._listener.close()
+        if self._http is not None:
+            self._http.stop()
+        for peer in list(self._peers):
+            peer.close()
+        self._pool.close()
+        if self._executor is not None:
+            self._executor.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+        self._finished.set()
+
+    async def close_gracefully(self, timeout: float = 25.0, reason: str = "asked to") -> None:
+        """Take no more tasks, hand the data over to other workers, then leave."""
+        if self.status in ("closing", "closed"):
+            return
+        self.status = "closing"
+        if self._scheduler is not None and not self._scheduler.closed:
+            try:
+                await self._scheduler.call("leave", timeout=timeout)
+            except (OSError, TimeoutError) as error:
+                logger.warning("leaving without having handed over the data: %s", error)
+        await self.close(reason)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Scheduler -----------------------------------------------------------------------------------------------------
+
+    async def _join(self) -> None:
+        """Connect and register, however long that takes (up to `death_timeout`)."""
+        assert self._listener is not None
+        deadline = None if self.death_timeout is None else time.monotonic() + self.death_timeout
+        args = self.security.get_connection_args("worker")
+        said = False
+        while True:
+            try:
+                connection = await connect(self.scheduler_address, setup=self._attach, **args)
+                break
+            except (ConnectionRefusedError, ConnectionResetError, TimeoutError, OSError) as error:
+                from daskfleet.protocol.frames import ProtocolError
+
+                if isinstance(error, ProtocolError):
+                    raise
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"no scheduler at {self.scheduler_address} within {self.death_timeout:g} s ({error}): "
+                        "is it running, and reachable from here?"
+                    ) from None
+                if not said:
+                    logger.info("waiting for the scheduler at %s: %s", self.scheduler_address, error)
+                    said = True
+                await asyncio.sleep(RETRY)
+        self.address = self._contact_address(connection)
+        held = [(id, key, self.machine.sizes[id]) for id, key in self.machine.keys.items()]
+        reply = await connection.call(
+            "register", "worker", self._identity() | {"held": [(key, size) for _, key, size in held]}, timeout=30
+        )
+        self._rename({id: new for (id, _, _), new in zip(held, reply["ids"], strict=True)})
+        self.scheduler_id = reply["id"]
+        self._scheduler = connection
+        logger.info("registered with the scheduler at %s as %s (%s)", self.scheduler_address, self.name, self.address)
+        self._advance()
+
+    def _contact_address(self, connection: Connection) -> str:
+        assert self._listener is not None
+        if self._contact:
+            return str(parse_address(self._contact, default_port=self._listener.port))
+        address = self._listener.address
+        if self._host in ("", "0.0.0.0", "::"):
+            # The address by which we reach the scheduler is the one by which its other workers reach us.
+            host = parse_address(connection.local).host if connection.local else own_ip()
+            address = type(address)(address.scheme, host, address.port)
+        return str(address)
+
+    def _identity(self) -> dict[str, Any]:
+        services = {"dashboard": self._http.port} if self._http is not None else {}
+        return {
+            "type": "Worker",
+            "address": self.address,
+            "name": self.name,
+            "host": parse_address(self.address).host,
+            "nthreads": self.nthreads,
+            "memory_limit": self.memory_limit or 0,
+            "resources": self.resources,
+            "local_directory": self._folder.name if self._folder else "",
+            "services": services,
+            "pid": os.getpid(),
+            "started": self._started,
+        }
+
+    def _rename(self, ids: dict[int, int]) -> None:
+        """The scheduler knows our data under these ids now; what it does not know is dropped."""
+        machine = self.machine
+        data = {new: (machine.keys[old], machine.data[old], machine.sizes[old]) for old, new in ids.items() if new >= 0}
+        for store in (machine.data, machine.keys, machine.sizes):
+            store.clear()
+        for id, (key, value, size) in data.items():
+            machine.put(id, key, value, size)
+
+    def _attach(self, connection: Connection) -> None:
+        connection.on_messages = self._on_scheduler
+        connection.on_call = self._answer
+        connection.on_close = self._on_scheduler_gone
+
+    def _on_scheduler_gone(self, connection: Connection, error: Exception | None) -> None:
+        if self.status != "running":
+            return
+        logger.warning("lost the scheduler at %s; trying to reach it again", self.scheduler_address)
+        self._scheduler = None
+        self.machine.forget_tasks()
+        self._spawn(self._rejoin())
+
+    async def _rejoin(self) -> None:
+        try:
+            await self._join()
+        except (OSError, ValueError, TimeoutError, DaskfleetError) as error:
+            await self.close(f"cannot join the scheduler again: {error}")
+
+    def _on_scheduler(self, _: Connection, messages: list[Message]) -> None:
+        machine = self.machine
+        for message in messages:
+            match message:
+                case ("run", rows):
+                    machine.run(rows)
+                case ("free", ids):
+                    machine.free(ids)
+                case ("function", id, blob):
+                    machine.add_functions(id, blob)
+                case ("forget", ids):
+                    machine.forget_functions(ids)
+                    assert self._executor is not None
+                    self._executor.forget(ids)
+                case ("fetch", rows):
+                    machine.fetch(rows)
+                case ("yield", ids):
+                    machine.give_back(ids)
+                case ("close", reason):
+                    self._spawn(self.close(reason))
+                case _:
+                    logger.warning("the scheduler sent something unknown: %.100r", message)
+        self._advance()
+
+    def _advance(self) -> None:
+        """Do what the machine has decided."""
+        machine = self.machine
+        machine.advance()
+        if machine.execute:
+            assert self._executor is not None
+            for task in machine.execute:
+                self._executor.submit(task)
+            machine.execute.clear()
+        for address, ids in machine.gather:
+            self._spawn(self._gather(address, ids))
+        machine.gather.clear()
+        if machine.outbox and self._scheduler is not None:
+            for message in machine.outbox:
+                self._scheduler.send(message)
+            machine.outbox = []
+
+    def _on_outcomes(self, outcomes: list[Outcome]) -> None:
+        machine = self.machine
+        for outcome in outcomes:
+            if type(outcome) is Success:
+                machine.finished(
+                    outcome.task, outcome.value, outcome.nbytes, outcome.seconds, outcome.kind, outcome.inline
+                )
+            elif type(outcome) is Failed:
+                logger.info("task %r failed: %s", outcome.task.key, outcome.text)
+                machine.failed(outcome.task, outcome.exception, outcome.traceback, outcome.text, outcome.seconds)
+            elif type(outcome) is Suspended:
+                self._spawn(self._run_coroutine(outcome))
+        self._advance()
+
+    async def _run_coroutine(self, suspended: Suspended) -> None:
+        task, started = suspended.task, suspended.started
+        try:
+            outcome: Outcome = success(task, await suspended.coroutine, time.perf_counter() - started)
+        except BaseException as error:
+            outcome = failure(task, error, time.perf_counter() - started)
+        self._on_outcomes([outcome])
+
+    async def _beat(self) -> None:
+        import psutil
+
+        process = psutil.Process()
+        while self.status != "closed":
+            machine = self.machine
+            with process.oneshot():
+                memory, cpu = process.memory_info().rss, process.cpu_percent()
+            if self._scheduler is not None:
+                metrics = {
+                    "memory": memory,
+                    "cpu": cpu,
+                    "executing": machine.executing,
+                    "ready": len(machine.tasks) - machine.executing,
+                    "in_memory": len(machine.data),
+                    "time": time.time(),
+                }
+                self._scheduler.send(("heartbeat", metrics))
+            await asyncio.sleep(HEARTBEAT)
+
+    # Data ----------------------------------------------------------------------------------------------------------
+
+    async def _gather(self, address: str, ids: Sequence[int]) -> None:
+        found: list[tuple[int, Key, Any, int]] = []
+        try:
+            rows = await self._pool.call(address, "get_data", self.scheduler_id, ids, timeout=300)
+            for id, key, size, serialized in rows:
+                found.append((id, key, await _loads(serialized, size), size))
+        except (OSError, TimeoutError, DaskfleetError) as error:
+            logger.warning("could not fetch %d keys from %s: %s", len(ids), address, error)
+        except Exception:
+            logger.exception("could not read %d keys from %s", len(ids), address)
+        self.machine.arrived(address, found)
+        self._advance()
+
+    def _on_peer(self, connection: Connection) -> None:
+        self._peers.add(connection)
+        connection.on_call = self._answer
+        connection.on_close = lambda connection, _: self._peers.discard(connection)
+
+    async def _answer(self, _: Connection, method: str, args: tuple[Any, ...]) -> Any:
+        answer = getattr(self, f"_call_{method}", None)
+        if answer is None:
+            raise ValueError(f"a worker has no method {method!r}")
+        return await answer(*args)
+
+    async def _call_get_data(self, scheduler_id: str, ids: Sequence[int]) -> list[Any]:
+        """``(id, key, nbytes, value)`` of those that are here; an id means nothing to another scheduler's workers."""
+        if scheduler_id != self.scheduler_id:
+            return []
+        machine, rows = self.machine, []
+        for id in ids:
+            if id in machine.data:
+                size, key = machine.sizes[id], machine.keys[id]
+                rows.append((id, key, size, await _dumps(machine.data[id], size)))
+        return rows
+
+    async def _call_put_data(self, rows: Sequence[tuple[int, Key, Serialized]]) -> list[tuple[int, int, str]]:
+        """Keep scattered data; answers with ``(id, nbytes, type name)``."""
+        kept = []
+        for id, key, serialized in rows:
+            value = loads(serialized)
+            size = size_of(value)
+            self.machine.put(id, key, value, size)
+            kept.append((id, size, type(value).__name__))
+        return kept
+
+    async def _call_run(self, call: Serialized, wait: bool) -> Serialized:
+        """Run a function of the user's outside of the task system (`Client.run`)."""
+        function, args, kwargs = loads(call)
+        return await run_function(function, args, kwargs, {"dask_worker": self}, wait)
+
+    async def _call_identity(self) -> dict[str, Any]:
+        return self._identity()
+
+    async def _call_close(self, reason: str) -> None:
+        self._spawn(self.close_gracefully(reason=reason))
+
+
+async def run_function(function: Any, args: Any, kwargs: Any, inject: dict[str, Any], wait: bool) -> Serialized:
+    """Call `function`, on the event loop if it is a coroutine function, else in a thread, passing `inject`'s objects to
+    parameters of their names."""
+    import inspect
+
+    with contextlib.suppress(TypeError, ValueError):
+        parameters = inspect.signature(function).parameters
+        kwargs = kwargs | {name: value for name, value in inject.items() if name in parameters}
+
+    async def call() -> Any:
+        if inspect.iscoroutinefunction(function):
+            return await function(*args, **kwargs)
+        return await asyncio.to_thread(function, *args, **kwargs)
+
+    if not wait:
+        background = asyncio.ensure_future(call())
+        _background.add(background)
+        background.add_done_callback(_background.discard)
+        return dumps(None)
+    try:
+        return dumps((True, await call()))
+    except Exception as error:
+        return dumps((False, loads(dumps_by_value(error))))
+
+
+_background: set[asyncio.Future[Any]] = set()
+
+
+async def _dumps(value: Any, size: int) -> Serialized:
+    return await asyncio.to_thread(dumps, value) if size > OFFLOAD else dumps(value)
+
+
+async def _loads(serialized: Serialized, size: int) -> Any:
+    return await asyncio.to_thread(loads, serialized) if size > OFFLOAD else loads(serialized)
