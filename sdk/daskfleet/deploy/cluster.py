@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures.thread  # noqa: F401  before `_close_all` is registered: exit handlers run last in, first out
 import contextlib
 import html
 import json
@@ -410,5 +411,5 @@ def _close_all() -> None:
                 logger.warning("closing %s at exit: %s", cluster.name, error)
 
 
-# Closing needs name look-ups, which asyncio does in threads, and `atexit` runs after the last thread could be started.
+# Closing may start threads (asyncio looks names up in them), which is over by the time `atexit` runs.
 getattr(threading, "_register_atexit", atexit.register)(_close_all)

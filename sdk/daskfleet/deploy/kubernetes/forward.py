@@ -240,7 +240,7 @@ class _Connection:
 
     def _fail(self, problem: str) -> None:
         if self._unanswered is not None and "refused" in problem:
-            raise _Refused(problem)
+            raise _Refused("nothing listens there")
         raise ConnectionResetError(problem)
 
 

@@ -149,7 +149,7 @@ class View:
     def problems(self, *, workers: bool = True) -> list[diagnosis.Problem]:
         """What keeps the cluster from starting, the certain things first."""
         pods = [pod for pod in [self.scheduler(), *(self.workers() if workers else [])] if pod is not None]
-        found = [diagnosis.resource_problem(self.cluster), *map(diagnosis.pod_problem, pods)]
+        found = [*map(diagnosis.pod_problem, pods), diagnosis.resource_problem(self.cluster)]
         if workers:
             found += map(diagnosis.resource_problem, self.groups.values())
         return sorted((problem for problem in found if problem is not None), key=lambda problem: not problem.certain)
