@@ -113,12 +113,12 @@ class PortForward:
                 await self._carry(connection, deadline)
         except TimeoutError:
             logger.warning("no connection to port %d of the pod within %g s: %s", self._port, PATIENCE, self.problem)
-            writer.transport.abort()
+            _reset(writer)
         except (KubernetesError, OSError) as error:
             logger.info("a forwarded connection to port %d ended: %s", self._port, error)
-            writer.transport.abort()
+            _reset(writer)
         except BaseException:
-            writer.transport.abort()
+            _reset(writer)
             raise
         finally:
             writer.close()
@@ -242,6 +242,12 @@ class _Connection:
         if self._unanswered is not None and "refused" in problem:
             raise _Refused("nothing listens there")
         raise ConnectionResetError(problem)
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Close with a reset instead of an end of file."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 async def _keep_alive(websocket: Any) -> None:
