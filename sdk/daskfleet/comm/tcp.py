@@ -126,7 +126,7 @@ def _tune(connection: Connection) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """A listening socket; for every interface it is one socket for IPv4 and IPv6, so that both have the same port."""
     if host in ("", "::") and socket.has_dualstack_ipv6():
         try:
@@ -198,7 +198,7 @@ async def listen(
     candidates = port if isinstance(port, range) else range(port, port + 1)
     for candidate in candidates:
         try:
-            sock = _bind(host, candidate)
+            sock = bind(host, candidate)
             server = await loop.create_server(Accepted, sock=sock, ssl=ssl_context if scheme == "tls" else None, backlog=4096)
             break
         except OSError as error:

@@ -325,6 +325,7 @@ class SchedulerState:
             ts.worker = None
             if not expected and position < worker.nthreads:
                 ts.suspicious += 1
+                ts.prefix.suspicious += 1
                 if ts.suspicious > self.allowed_failures:
                     error = KilledWorker(ts.key, worker.address, self.allowed_failures)
                     self._fail(ts, Failure(dumps_by_value(error), b"", str(error), ts.key))
@@ -378,6 +379,7 @@ class SchedulerState:
                 self._recount(ts)
             else:
                 self.totals.erred += 1
+                ts.prefix.erred += 1
                 self._fail(ts, Failure(exception, traceback, text, ts.key))
         self._reopen(worker)
 
@@ -470,6 +472,11 @@ class SchedulerState:
                     self._open[worker] = None
                 if not self.counts[QUEUED]:
                     return
+
+    @property
+    def forgotten(self) -> int:
+        """How many tasks there have been that are no longer known."""
+        return self._next_id - len(self.tasks)
 
     def queued_seconds(self) -> float:
         """How long the tasks in the common queue would take one thread, by estimate."""

@@ -10,10 +10,10 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
-from daskfleet.comm import Connection, Listener, Pool, listen, parse_address
+from daskfleet.comm import Connection, Listener, Pool, listen
 from daskfleet.comm.addresses import DEFAULT_SCHEDULER_PORT, interface_ip
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
@@ -95,7 +95,7 @@ class Scheduler:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._finished = asyncio.Event()
         self._changed: asyncio.Future[None] | None = None
-        self._metrics_log: list[tuple[float, int]] = []
+        self.on_done: Callable[[WorkerState, Sequence[Any]], None] | None = None  # set while somebody watches tasks
 
     def __repr__(self) -> str:
         state = self.state
@@ -296,6 +296,8 @@ class Scheduler:
         for message in messages:
             match message:
                 case ("done", rows):
+                    if self.on_done is not None:
+                        self.on_done(worker, rows)
                     state.done(worker, rows)
                 case ("erred", rows):
                     state.erred(worker, rows)
@@ -458,6 +460,9 @@ class Scheduler:
 
     # What workers ask ----------------------------------------------------------------------------------------------
 
+    async def _worker_ping(self, worker: WorkerState) -> None:
+        """Nothing; the worker measures how long the answer takes."""
+
     async def _worker_leave(self, worker: WorkerState) -> None:
         await self.retire_workers([worker], close_workers=False)
 
@@ -561,12 +566,3 @@ class Scheduler:
             "total_memory": sum(worker.memory_limit for worker in workers),
             "workers": {worker.address: self.worker_identity(worker) for worker in workers},
         }
-
-
-def dashboard_host_port(address: str) -> tuple[str, int]:
-    """Read ``:8787``, ``8787`` or ``127.0.0.1:8787``."""
-    text = address if ":" in address else f":{address}"
-    host, _, port = text.rpartition(":")
-    if not port.isdecimal():
-        raise ValueError(f"dashboard address {address!r}: expected something like :8787 or 127.0.0.1:8787")
-    return (parse_address(f"{host}:1").host if host else ""), int(port)

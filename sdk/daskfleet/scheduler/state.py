@@ -44,17 +44,20 @@ class Function:
 
 
 class Prefix:
-    """What is known of all tasks of one name: how long they take."""
+    """What is known of all tasks of one name: how long they take, and how often they failed."""
 
-    __slots__ = ("count", "duration", "name")
+    __slots__ = ("count", "duration", "erred", "name", "seconds", "suspicious")
 
     def __init__(self, name: str) -> None:
         self.name, self.duration, self.count = name, UNKNOWN_DURATION, 0
+        self.seconds = 0.0
+        self.erred = self.suspicious = 0
 
     def observe(self, seconds: float) -> None:
         """Take one run into the exponentially weighted mean (weight ½, as distributed has it)."""
         self.duration = seconds if not self.count else 0.5 * (self.duration + seconds)
         self.count += 1
+        self.seconds += seconds
 
 
 @dataclass(frozen=True, slots=True)
