@@ -93,7 +93,7 @@ class Health:
                 params = {"resourceVersion": "0"}  # from the API server's cache: costs etcd nothing
                 path = kind.path(namespace)
                 answer = await self._api.request("GET", path, params=params, kind=kind.plural, accept=ONLY_METADATA)
-                for item in answer["items"]:
+                for item in answer["items"] or ():  # null, not [], where there is none
                     meta = item["metadata"]
                     version = int(meta["resourceVersion"])
                     if known.get((meta["namespace"], meta["name"]), 0) < version:

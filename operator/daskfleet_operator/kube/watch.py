@@ -107,7 +107,7 @@ class Watch:
             path = self._kind.path(self._namespace)
             page = await self._api.request("GET", path, params=params, kind=self._kind.plural)
             self._alive = self._clock()
-            objects += page["items"]
+            objects += page["items"] or ()
             if not (more := page["metadata"].get("continue")):
                 break
             params["continue"] = more
