@@ -33,7 +33,8 @@ def find(environment: Mapping[str, str] = os.environ, docker: bool | None = None
     Parameters
     ----------
     environment:
-        Where ``KUBECONFIG_CONTEXT`` is looked up.
+        Where ``KUBECONFIG_CONTEXT`` is looked up, and ``DASKFLEET_NODE``: the name of a node from source, so that
+        several can run side by side.
     docker:
         Whether Docker runs; asked of Docker when None.
 
@@ -50,4 +51,4 @@ def find(environment: Mapping[str, str] = os.environ, docker: bool | None = None
     lacking = SourceNode.lacking()
     if lacking:
         raise NoKubernetes(f"no Kubernetes: KUBECONFIG_CONTEXT names none, Docker does not run, and {lacking}.")
-    return SourceNode()
+    return SourceNode(environment.get("DASKFLEET_NODE") or "daskfleet-node")

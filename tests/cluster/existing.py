@@ -15,7 +15,11 @@ SHARES_DOCKERS_IMAGES = ("docker-desktop", "orbstack", "rancher-desktop")
 
 
 class ExistingCluster(Cluster):
-    """The user's own cluster. It is neither started nor taken down, and its other contexts are never touched."""
+    """The user's own cluster. It is neither started nor taken down, and their other contexts are never touched.
+
+    ``down`` takes out the operator and nothing else: to delete our resource definitions would delete every cluster that
+    the user made by them.
+    """
 
     builder = "docker"
 
@@ -67,4 +71,8 @@ class ExistingCluster(Cluster):
         return subprocess.run(command, env={**os.environ, "KUBECONFIG": str(self.kubeconfig)}, check=False).returncode
 
     def down(self) -> None:
+        from . import project  # needs PyYAML, which finding a cluster does not
+
+        if self.kubeconfig.exists():
+            project.remove_operator(self)
         self.kubeconfig.unlink(missing_ok=True)
