@@ -30,7 +30,7 @@ from urllib.parse import urlencode
 from daskfleet import loop as loops
 
 if TYPE_CHECKING:
-    from daskfleet.client import Client
+    from daskfleet.client.client import Client
     from daskfleet.deploy.adaptive import Adaptive
     from daskfleet.security import Security
 
@@ -349,7 +349,7 @@ class Cluster:
 
     def get_client(self) -> Client:
         """A `Client` of this cluster. Close it, or use it by ``with``; await it when the cluster is asynchronous."""
-        from daskfleet.client import Client
+        from daskfleet.client.client import Client
 
         return Client(self, asynchronous=self._asynchronous)
 

@@ -2,7 +2,7 @@
 
 ::
 
-    KubernetesError (RuntimeError)
+    KubernetesError (daskfleet.exceptions.DaskfleetError)
     ├── KubeConfigError            no kubeconfig, an unknown context, credentials that cannot be had
     ├── Unreachable                the API server does not answer (also a ConnectionError)
     ├── ApiError                   the API server said no; `status` and `message` are its own
@@ -25,10 +25,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from daskfleet.exceptions import DaskfleetError
+
 INSTALL_OPERATOR = "kubectl apply -f crds/ -f operator/deploy/"
 
 
-class KubernetesError(RuntimeError):
+class KubernetesError(DaskfleetError):
     """Base of all errors that `daskfleet.deploy.kubernetes` raises on purpose."""
 
 
