@@ -81,7 +81,11 @@ class Security:
 
     def get_connection_args(self, role: str) -> dict[str, Any]:
         """Keyword arguments for a connection made by `role` (``scheduler``, ``worker`` or ``client``)."""
-        return {"ssl_context": self._context(role, ssl.Purpose.SERVER_AUTH), "token": self.token, **self.extra_conn_args}
+        return {
+            "ssl_context": self._context(role, ssl.Purpose.SERVER_AUTH),
+            "token": self.token,
+            **self.extra_conn_args,
+        }
 
     def get_listen_args(self, role: str) -> dict[str, Any]:
         """Keyword arguments for a listener of `role`."""

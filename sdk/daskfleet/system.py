@@ -46,8 +46,8 @@ def parse_memory_limit(given: str | float | None, nthreads: int, total_threads: 
     Parameters
     ----------
     given
-        ``"auto"`` (the share of its threads in the machine), a fraction of the memory, a number of bytes, a text such as
-        ``"5GB"``, or 0 or None for no limit.
+        ``"auto"`` (the share of its threads in the machine), a fraction of the memory, a number of bytes, a text such
+        as ``"5GB"``, or 0 or None for no limit.
 
     Raises
     ------

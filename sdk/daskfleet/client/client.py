@@ -1,9 +1,9 @@
 """The client: what users call, and the one connection to the scheduler behind it.
 
-User threads encode; the loop's thread sends and completes futures. Between the two stands one deque of outgoing messages,
-so that what a program does in some order reaches the scheduler in that order, and one wake-up of the loop a burst. A
-blocking method that needs nothing but an answer that is already here (a small result travels with the news that it is
-ready) never crosses to the loop at all.
+User threads encode; the loop's thread sends and completes futures. Between the two stands one deque of outgoing
+messages, so that what a program does in some order reaches the scheduler in that order, and one wake-up of the loop a
+burst. A blocking method that needs nothing but an answer that is already here (a small result travels with the news
+that it is ready) never crosses to the loop at all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import dask
 from dask._task_spec import TaskRef, convert_legacy_graph
+from dask.base import is_dask_collection
 from dask.utils import parse_timedelta
 
 from daskfleet.client.encode import (
@@ -37,7 +38,7 @@ from daskfleet.client.future import CANCELLED, ERROR, FINISHED, PENDING, Future,
 from daskfleet.comm import Connection, Pool, connect
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.loop import on_loop_thread, shared_loop, sync
-from daskfleet.protocol.frames import Message, ProtocolError
+from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import PROTOCOL, Serialized, dumps, loads
 from daskfleet.security import Security
@@ -60,7 +61,8 @@ class Client:
     ----------
     address
         The scheduler's address, or a cluster object. Without one: the scheduler file's, else the configured
-        ``scheduler-address`` (``DASK_SCHEDULER_ADDRESS``), else a new `LocalCluster`, which takes the remaining keywords.
+        ``scheduler-address`` (``DASK_SCHEDULER_ADDRESS``), else a new `LocalCluster`, which takes the remaining
+        keywords.
     timeout
         Seconds (or a text such as ``"10s"``) for the connection, ``distributed.comm.timeouts.connect`` by default.
     set_as_default
@@ -102,7 +104,7 @@ class Client:
         self.cluster: Any = None
         self.security = security
         self._own_cluster = False
-        self._timeout = _seconds(timeout if timeout is not None else _configured_timeout())
+        self._timeout = float(parse_timedelta(timeout if timeout is not None else _configured_timeout()))
         self._direct = direct_to_workers
         self._set_as_default = set_as_default
         self._address, self._kwargs = self._find(address, scheduler_file), kwargs
@@ -138,7 +140,7 @@ class Client:
         if target is None:
             from daskfleet.deploy.local import LocalCluster
 
-            target = await LocalCluster(asynchronous=True, loop=self.loop, **self._kwargs)
+            target = await LocalCluster(asynchronous=self.asynchronous, loop=self.loop, **self._kwargs)
             self._own_cluster = True
         elif self._kwargs:
             raise TypeError(f"Client() got unexpected keyword arguments {', '.join(sorted(self._kwargs))}")
@@ -719,7 +721,12 @@ class Client:
         return futures[0]
 
     def cancel(
-        self, futures: Any, asynchronous: bool | None = None, force: bool = False, reason: str | None = None, msg: str | None = None
+        self,
+        futures: Any,
+        asynchronous: bool | None = None,
+        force: bool = False,
+        reason: str | None = None,
+        msg: str | None = None,
     ) -> Any:
         """Do not compute these, as far as nobody else wants them (`force`: even then)."""
         found: dict[int, FutureState] = {}
@@ -768,9 +775,9 @@ class Client:
         """
         single = not isinstance(collections, (list, tuple, set, frozenset))
         items = [collections] if single else list(collections)
-        futures: list[Any] = []
-        for item in items:
-            futures.append(self._compute_one(item, optimize_graph, kwargs) if dask.is_dask_collection(item) else item)
+        futures = [
+            self._compute_one(item, optimize_graph, kwargs) if is_dask_collection(item) else item for item in items
+        ]
         result = futures[0] if single else futures
         return self.gather(result) if sync else result
 
@@ -929,7 +936,8 @@ class Client:
     def retire_workers(
         self, workers: Iterable[str] | None = None, n: int | None = None, close_workers: bool = True
     ) -> Any:
-        """End workers without losing what they hold: those named, the `n` cheapest to end, or all that have nothing to do.
+        """End workers without losing what they hold: those named, the `n` cheapest to end, or all that have nothing to
+        do.
 
         Returns
         -------
@@ -1005,7 +1013,7 @@ def futures_of(collections: Any, client: Client | None = None) -> list[Future]:
             stack.extend(item)
         elif isinstance(item, dict):
             stack.extend(item.values())
-        elif dask.is_dask_collection(item):
+        elif is_dask_collection(item):
             stack.extend(dict(item.__dask_graph__()).values())
     return list(found.values())
 
@@ -1042,7 +1050,9 @@ def _options(
 
 
 def _graph_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    known = {name: kwargs[name] for name in ("priority", "retries", "resources", "allow_other_workers") if kwargs.get(name)}
+    known = {
+        name: kwargs[name] for name in ("priority", "retries", "resources", "allow_other_workers") if kwargs.get(name)
+    }
     if kwargs.get("workers"):
         known["workers"] = _names(kwargs["workers"])
     return known
@@ -1069,7 +1079,9 @@ def _data_key(value: Any, hash: bool) -> str:
 def _check(graph: Mapping[Key, Any], keys: Sequence[Key], known: Mapping[Key, Any]) -> None:
     missing = [key for key in keys if key not in graph and key not in known]
     if missing:
-        raise KeyError(f"the graph has no task for {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
+        raise KeyError(
+            f"the graph has no task for {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+        )
 
 
 def _find_states(value: Any, found: dict[int, FutureState]) -> None:
@@ -1089,7 +1101,9 @@ def _put_values(value: Any, values: Mapping[int, Any]) -> Any:
     if kind is Future:
         return values[value._state.cid]
     if kind in (list, tuple, set, frozenset):
-        return kind(_put_values(item, values) for item in value if type(item) is not Future or item._state.cid in values)
+        return kind(
+            _put_values(item, values) for item in value if type(item) is not Future or item._state.cid in values
+        )
     if kind is dict:
         return {
             key: _put_values(item, values)

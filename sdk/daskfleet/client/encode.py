@@ -191,6 +191,7 @@ class GraphEncoder:
     def row(self, cid: int, key: Key, node: GraphNode, options: dict[str, Any] | None) -> tuple[Any, ...]:
         """The next node's row."""
         arguments = Arguments()
+        packed: Any
         if isinstance(node, Alias):
             function, packed = identity, ((arguments.ref(TaskRef(node.target)),), {})
         elif isinstance(node, DataNode):

@@ -1,9 +1,9 @@
 """What a user holds of a remote result.
 
-A `Future` is a handle; all handles of one key in one client share a `FutureState`. Nobody counts references: when the last
-handle goes, Python drops the state, and the state's finaliser tells the client to let the result go. So there is no lock
-between the threads that create futures and the loop that completes them; each shared step is a single operation that the
-interpreter performs atomically.
+A `Future` is a handle; all handles of one key in one client share a `FutureState`. Nobody counts references: when the
+last handle goes, Python drops the state, and the state's finaliser tells the client to let the result go. So there is
+no lock between the threads that create futures and the loop that completes them; each shared step is a single operation
+that the interpreter performs atomically.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ class FutureState:
             except Exception as reason:
                 from daskfleet.comm import RemoteError
 
-                error = RemoteError(f"task {self.failed_key!r} failed with an exception that cannot be read here: {reason}")
+                error = RemoteError(
+                    f"task {self.failed_key!r} failed with an exception that cannot be read here: {reason}"
+                )
             traceback = self.load_traceback()
             return error.with_traceback(traceback) if traceback is not None else error  # type: ignore[no-any-return]
         from daskfleet.exceptions import CancelledError
@@ -215,7 +217,7 @@ class Future(TaskRef):
     def __repr__(self) -> str:
         state = self._state
         kind = f", type: {state.type}" if state.type else ""
-        return f"<Future: {state.status}{kind}, key: {state.key}>"
+        return f"<Future: {state.status}{kind}, key: {state.key!s}>"
 
     def _repr_html_(self) -> str:
         from html import escape

@@ -1,9 +1,9 @@
 """One connection: messages in batches, and calls with an answer.
 
-`send` only appends to a list; one callback at the end of the loop's pass encodes whatever has gathered and writes it as a
-single frame. So a burst of ten thousand messages costs a handful of frames, a lone message waits for no timer, and nobody
-who sends has to think about batching. Receiving is the mirror image: a handler gets whole batches and is called straight
-from the socket's read callback, no task or future in between.
+`send` only appends to a list; one callback at the end of the loop's pass encodes whatever has gathered and writes it as
+a single frame. So a burst of ten thousand messages costs a handful of frames, a lone message waits for no timer, and
+nobody who sends has to think about batching. Receiving is the mirror image: a handler gets whole batches and is called
+straight from the socket's read callback, no task or future in between.
 
 Calls ride on the same messages: ``("call", n, method, args)`` is answered by ``("reply", n, value)`` or ``("error", n,
 type, text, pickle)``. They are for everything that is not hot. Every waiting call ends when the connection does.
@@ -24,8 +24,8 @@ from daskfleet.protocol.handshake import LIMIT
 
 logger = logging.getLogger(__name__)
 
-#: Bytes given to the transport at a time. It copies what the socket does not take at once and shifts that copy with each
-#: further write, so handing it a large buffer whole would cost time quadratic in its size.
+#: Bytes given to the transport at a time. It copies what the socket does not take at once and shifts that copy with
+#: each further write, so handing it a large buffer whole would cost time quadratic in its size.
 CHUNK = 1 << 20
 
 Handler = Callable[["Connection", list[Message]], None]
@@ -71,6 +71,11 @@ class Connection(asyncio.BufferedProtocol):
         self._closing = False
         self._drained = asyncio.Event()
         self._drained.set()
+
+    @property
+    def socket(self) -> Any:
+        """The socket, for its options; None once it is closed."""
+        return self._transport.get_extra_info("socket") if self._transport is not None else None
 
     def send(self, message: Message | dict[str, Any]) -> None:
         """Queue `message`; it leaves with this pass of the event loop. Dropped when the connection is closed."""

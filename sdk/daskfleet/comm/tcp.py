@@ -116,7 +116,7 @@ def _abort(connection: Connection | None) -> None:
 
 
 def _tune(connection: Connection) -> None:
-    sock = connection._transport and connection._transport.get_extra_info("socket")
+    sock = connection.socket
     if sock is None:
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -166,7 +166,8 @@ async def listen(
     token: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
 ) -> Listener:
-    """Listen on `host` (``""`` for every interface) at `port` (0 for any free one, a range for the first free one of it).
+    """Listen on `host` (``""`` for every interface) at `port` (0 for any free one, a range for the first free one of
+    it).
 
     `on_connection` is called with each connection after its handshake, before its first message is read.
 
@@ -199,13 +200,17 @@ async def listen(
     for candidate in candidates:
         try:
             sock = bind(host, candidate)
-            server = await loop.create_server(Accepted, sock=sock, ssl=ssl_context if scheme == "tls" else None, backlog=4096)
+            server = await loop.create_server(
+                Accepted, sock=sock, ssl=ssl_context if scheme == "tls" else None, backlog=4096
+            )
             break
         except OSError as error:
             if candidate == candidates[-1]:
                 where = f"{scheme}://{host or '*'}:{port if isinstance(port, int) else f'{port[0]}-{port[-1]}'}"
                 reason = error.strerror or str(error)
-                raise type(error)(error.errno, f"cannot listen on {where}: {reason}; choose another port or 0") from None
+                raise type(error)(
+                    error.errno, f"cannot listen on {where}: {reason}; choose another port or 0"
+                ) from None
     bound: int = server.sockets[0].getsockname()[1]
     reachable = own_ip() if host in ("", "0.0.0.0", "::") else host
     return Listener(server, Address(scheme, reachable, bound))

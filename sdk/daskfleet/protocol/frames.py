@@ -96,7 +96,8 @@ def _decode(header: memoryview, buffers: list[memoryview]) -> list[Message]:
 
 
 class FrameReader:
-    """Bytes in, batches of messages out. Ask `buffer()` where to write, say `received(n)`, and iterate what is complete.
+    """Bytes in, batches of messages out. Ask `buffer()` where to write, say `received(n)`, and iterate what is
+    complete.
 
     Parameters
     ----------

@@ -2,9 +2,9 @@
 
 Pickles are remote code, so a connection on which they travel proves a shared token first. Each side sends a fresh nonce
 and then an HMAC over both nonces, keyed by the token and marked with the side it is from, so that neither proof can be
-replayed or reflected; the token itself never travels. The first frame of each side says the protocol's name and version,
-which turns "another program on that port" into a sentence. Without TLS the proof guards against strangers, not against
-somebody who can rewrite packets on the way: that is what TLS is for.
+replayed or reflected; the token itself never travels. The first frame of each side says the protocol's name and
+version, which turns "another program on that port" into a sentence. Without TLS the proof guards against strangers, not
+against somebody who can rewrite packets on the way: that is what TLS is for.
 
     client -> server   {"daskfleet": 1, "nonce": …}
     server -> client   {"daskfleet": 1, "nonce": …, "token": bool, "proof": HMAC(server)}
@@ -40,7 +40,7 @@ def _hello(messages: list[Message]) -> dict[str, Any]:
         case [{"daskfleet": int(version), "nonce": bytes(nonce), **rest}] if len(nonce) == 32:
             if version != VERSION:
                 raise ProtocolError(f"the peer speaks version {version} of the protocol, this is version {VERSION}")
-            return {"nonce": nonce, **rest}
+            return {str(name): value for name, value in rest.items()} | {"nonce": nonce}
     raise ProtocolError("the peer does not speak daskfleet's protocol")
 
 
@@ -97,7 +97,9 @@ class Handshake:
             hello = _hello(messages)
             if not hello.get("token"):
                 if self.token is not None:
-                    raise AuthenticationError("this side has a token but the server asks for none: is it the right one?")
+                    raise AuthenticationError(
+                        "this side has a token but the server asks for none: is it the right one?"
+                    )
                 return {"proof": b""}
             if self.token is None:
                 raise AuthenticationError(

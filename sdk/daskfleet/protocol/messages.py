@@ -39,7 +39,7 @@ worker → scheduler
 from __future__ import annotations
 
 #: A task's name, as dask has it: a string, or a tuple that starts with one.
-Key = str | bytes | int | float | tuple["Key", ...]
+Key = str | int | float | tuple["Key", ...]
 
 #: Bytes up to which a result travels inside the message that reports it, and stays on the scheduler as well.
 INLINE = 8 * 1024

@@ -1,13 +1,14 @@
 """Python objects as bytes: pickle where it will do, cloudpickle where it must.
 
-`Serialized` is what travels: one pickle, or a pickle and the out-of-band buffers (PEP 574) that it refers to. C pickle is
-tried first since it costs a microsecond where cloudpickle costs twenty. It has one trap: what is defined in ``__main__``
-it stores by reference, which means nothing in another process; such a pickle names ``__main__``, so it is recognised by
-that and made again with cloudpickle, which stores it by value.
+`Serialized` is what travels: one pickle, or a pickle and the out-of-band buffers (PEP 574) that it refers to. C pickle
+is tried first since it costs a microsecond where cloudpickle costs twenty. It has one trap: what is defined in
+``__main__`` it stores by reference, which means nothing in another process; such a pickle names ``__main__``, so it is
+recognised by that and made again with cloudpickle, which stores it by value.
 """
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,12 +45,10 @@ def dumps(value: Any) -> Serialized:
 
 def dumps_by_value(value: Any) -> bytes:
     """One pickle without out-of-band buffers: for functions and exceptions, which are stored and compared as bytes."""
-    try:
+    with contextlib.suppress(Exception):  # cloudpickle is next, and tells what is wrong if it fails as well
         blob = pickle.dumps(value, PROTOCOL)
         if b"__main__" not in blob:
             return blob
-    except Exception:
-        pass
     return _cloudpickle(value, None)
 
 

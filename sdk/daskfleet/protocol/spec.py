@@ -1,9 +1,10 @@
 """The small language in which a task names its arguments.
 
-A task is a function (serialised once and shared by its hash) and a pickle of its arguments. Where an argument is another
-task's result the pickle holds a `Ref`, the position of that result among the task's dependencies: no keys, so equal
-structure gives equal bytes, and no dask, so a worker can run a task of ours without importing it. Containers and calls
-that hold a `Ref` somewhere inside become `Build` and `Call`; everything else is left alone and never walked again.
+A task is a function (serialised once and shared by its hash) and a pickle of its arguments. Where an argument is
+another task's result the pickle holds a `Ref`, the position of that result among the task's dependencies: no keys, so
+equal structure gives equal bytes, and no dask, so a worker can run a task of ours without importing it. Containers and
+calls that hold a `Ref` somewhere inside become `Build` and `Call`; everything else is left alone and never walked
+again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Where a ready task had better run.
 
-A task without large inputs can run anywhere: it waits in the common queue and the first worker with room takes it, in the
-order of priority. A task with large inputs is queued for one worker: the one that would finish it first, by distributed's
-measure: the time until the worker is free plus the time to bring over what it lacks. Workers that run dry take such tasks
-from the others' queues when that pays (`stealing`), so a wrong guess here costs little.
+A task without large inputs can run anywhere: it waits in the common queue and the first worker with room takes it, in
+the order of priority. A task with large inputs is queued for one worker: the one that would finish it first, by
+distributed's measure: the time until the worker is free plus the time to bring over what it lacks. Workers that run dry
+take such tasks from the others' queues when that pays (`stealing`), so a wrong guess here costs little.
 """
 
 from __future__ import annotations

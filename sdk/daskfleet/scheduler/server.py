@@ -1,7 +1,7 @@
 """The scheduler around its state machine: listeners, peers, timers, and the calls that are not hot.
 
-What arrives from a peer goes straight into `SchedulerState`; when a batch of messages has been taken in, the state is asked
-to schedule and its messages are sent. Calls (`_client_*`, `_worker_*`) are the rest: one coroutine each.
+What arrives from a peer goes straight into `SchedulerState`; when a batch of messages has been taken in, the state is
+asked to schedule and its messages are sent. Calls (`_client_*`, `_worker_*`) are the rest: one coroutine each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from typing import Any
 
 from daskfleet.comm import Connection, Listener, Pool, listen
@@ -94,6 +94,7 @@ class Scheduler:
         self._strangers: set[Connection] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._finished = asyncio.Event()
+        self._handlers: dict[tuple[str, str], Callable[..., Awaitable[Any]]] = {}
         self._changed: asyncio.Future[None] | None = None
         self.on_done: Callable[[WorkerState, Sequence[Any]], None] | None = None  # set while somebody watches tasks
 
@@ -150,6 +151,7 @@ class Scheduler:
         if self.http is not None:
             self.http.stop()
         for peer, connection in list(self._connections.items()):
+            connection.reset_handlers()
             if close_workers and type(peer) is WorkerState:
                 connection.send(("close", reason))
             connection.close()
@@ -203,10 +205,14 @@ class Scheduler:
         if peer is None:
             raise ValueError("register first")
         role = "worker" if type(peer) is WorkerState else "client"
-        answer = getattr(self, f"_{role}_{method}", None)
+        answer = self._handlers.get((role, method)) or getattr(self, f"_{role}_{method}", None)
         if answer is None:
             raise ValueError(f"the scheduler has no method {method!r} for a {role}")
         return await answer(peer, *args)
+
+    def handle(self, role: str, method: str, answer: Callable[..., Awaitable[Any]]) -> None:
+        """Answer calls of `method` by clients or workers (`role`) with ``await answer(peer, *args)``."""
+        self._handlers[role, method] = answer
 
     def _register(self, connection: Connection, role: str, info: dict[str, Any]) -> dict[str, Any]:
         if role == "worker":
@@ -434,13 +440,19 @@ class Scheduler:
         return len(self.state.workers)
 
     async def _client_who_has(self, client: ClientState, keys: Sequence[Key] | None) -> list[tuple[Key, list[str]]]:
-        tasks = self.state.keys.values() if keys is None else [self.state.keys[key] for key in keys if key in self.state.keys]
+        tasks = (
+            self.state.keys.values()
+            if keys is None
+            else [self.state.keys[key] for key in keys if key in self.state.keys]
+        )
         return [(ts.key, [worker.address for worker in ts.holders]) for ts in tasks]
 
     async def _client_has_what(self, client: ClientState, workers: Sequence[str] | None) -> list[tuple[str, list[Key]]]:
         return [(worker.address, [ts.key for ts in worker.data]) for worker in self.select(workers)]
 
-    async def _client_processing(self, client: ClientState, workers: Sequence[str] | None) -> list[tuple[str, list[Key]]]:
+    async def _client_processing(
+        self, client: ClientState, workers: Sequence[str] | None
+    ) -> list[tuple[str, list[Key]]]:
         return [(worker.address, [ts.key for ts in worker.processing]) for worker in self.select(workers)]
 
     async def _client_retire_workers(
@@ -472,7 +484,9 @@ class Scheduler:
         """The workers with these names or addresses, or all of them for None or an empty list."""
         wanted = set(names or ())
         workers = list(self.state.workers.values())
-        return [worker for worker in workers if worker.name in wanted or worker.address in wanted] if wanted else workers
+        return (
+            [worker for worker in workers if worker.name in wanted or worker.address in wanted] if wanted else workers
+        )
 
     def workers_to_close(self, n: int, names: Iterable[str] | None = None) -> list[WorkerState]:
         """The `n` workers, of those named, that are cheapest to end."""

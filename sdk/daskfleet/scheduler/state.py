@@ -1,7 +1,7 @@
 """What the scheduler knows: tasks, workers, clients. Plain records; `machine` is what changes them.
 
-A cluster may hold millions of tasks, so a `TaskState` is kept small: about 500 bytes with its key and arguments. Relations
-that nearly always have no more than one member are tuples that are shared or empty, never a set of their own.
+A cluster may hold millions of tasks, so a `TaskState` is kept small: about 500 bytes with its key and arguments.
+Relations that nearly always have no more than one member are tuples that are shared or empty, never a set of their own.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized
 
-# A task's states. `released`: known, its data not there and not on its way. `waiting`: for dependencies. `queued`: ready,
-# not sent to a worker yet. `no-worker`: ready, but no worker may run it. `processing`: sent. `forgotten`: no longer known.
+# A task's states. `released`: known, its data not there and not on its way. `waiting`: for dependencies. `queued`:
+# ready, not sent to a worker yet. `no-worker`: ready, but no worker may run it. `processing`: sent. `forgotten`: no
+# longer known.
 RELEASED = "released"
 WAITING = "waiting"
 QUEUED = "queued"

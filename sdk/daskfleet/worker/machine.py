@@ -1,9 +1,9 @@
 """The worker's state machine: what to fetch, what to run next, what to report; no sockets, no threads, no clock.
 
 The scheduler is the only one who decides what a worker should hold or run; the worker decides the order. A task goes
-``waiting`` (for inputs from other workers) → ``ready`` → ``executing`` and then is gone, its result among the data. There
-is no state for a task that was cancelled while it ran: it is simply no longer the one known under its id, so whatever
-comes of it later is recognised by identity and dropped. That is what makes "free, then run again" safe.
+``waiting`` (for inputs from other workers) → ``ready`` → ``executing`` and then is gone, its result among the data.
+There is no state for a task that was cancelled while it ran: it is simply no longer the one known under its id, so
+whatever comes of it later is recognised by identity and dropped. That is what makes "free, then run again" safe.
 
 Events are method calls; what they give rise to gathers in three lists that the server empties: `execute` (tasks to hand
 to threads), `gather` (data to fetch, by address) and `outbox` (messages to the scheduler).
@@ -21,7 +21,8 @@ from daskfleet.protocol.serialize import Serialized
 
 WAITING, READY, EXECUTING = "waiting", "ready", "executing"
 
-#: Seconds of work that threads are handed in advance, when tasks are short: waking a thread costs more than such a task.
+#: Seconds of work that threads are handed in advance, when tasks are short: waking a thread costs more than such a
+#: task.
 AHEAD = 0.005
 MAX_AHEAD = 512
 #: Bytes asked from one peer at a time, and peers asked at a time.
@@ -84,7 +85,7 @@ class Inline:
 class Fetch:
     """Data on its way: who has it, who was asked in vain, which tasks wait for it."""
 
-    __slots__ = ("address", "addresses", "failed", "id", "key", "keep", "nbytes", "tasks")
+    __slots__ = ("address", "addresses", "failed", "id", "keep", "key", "nbytes", "tasks")
 
     def __init__(self, id: int, nbytes: int) -> None:
         self.id, self.nbytes = id, nbytes
@@ -204,7 +205,8 @@ class WorkerMachine:
                 self._tell("yielded", (id, task.attempt))
 
     def forget_tasks(self) -> None:
-        """The scheduler is gone: what it asked for will be asked for again. Data stays; running tasks end unreported."""
+        """The scheduler is gone: what it asked for will be asked for again. Data stays; running tasks end
+        unreported."""
         self.tasks.clear()
         self.fetches.clear()
         self._ready.clear()
@@ -213,7 +215,9 @@ class WorkerMachine:
 
     # From the threads ----------------------------------------------------------------------------------------------
 
-    def finished(self, task: Task, value: Any, nbytes: int, seconds: float, kind: str, inline: Serialized | None) -> None:
+    def finished(
+        self, task: Task, value: Any, nbytes: int, seconds: float, kind: str, inline: Serialized | None
+    ) -> None:
         """A task has returned `value`; `inline` is its serialised form when that is small."""
         self._ended(task, seconds)
         if self.tasks.get(task.id) is task:
@@ -269,7 +273,8 @@ class WorkerMachine:
     # ---------------------------------------------------------------------------------------------------------------
 
     def advance(self) -> None:
-        """Hand the most urgent ready tasks to the threads, as many as they can take; call it after each batch of events."""
+        """Hand the most urgent ready tasks to the threads, as many as they can take; call it after each batch of
+        events."""
         if self.paused:
             return
         room = self.nthreads - self.executing
@@ -348,7 +353,9 @@ class WorkerMachine:
             if fetch.keep:
                 self._tell("dropped", fetch.id)
             return
-        address = min(left, key=lambda address: len(self._to_fetch.get(address, ())) + len(self._asking.get(address, ())))
+        address = min(
+            left, key=lambda address: len(self._to_fetch.get(address, ())) + len(self._asking.get(address, ()))
+        )
         fetch.address = address
         self._to_fetch.setdefault(address, {})[fetch.id] = None
         self._ask()
@@ -359,7 +366,8 @@ class WorkerMachine:
                 return
             if address in self._asking:
                 continue
-            ids, total, queue = [], 0, self._to_fetch[address]
+            ids: list[int] = []
+            total, queue = 0, self._to_fetch[address]
             while queue and (not ids or total < FETCH_BYTES):
                 id = next(iter(queue))
                 del queue[id]

@@ -107,7 +107,8 @@ class Worker:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __repr__(self) -> str:
-        return f"<Worker {self.name!r} {self.address} {self.status}, {len(self.machine.data)} stored, {self.machine.executing} running>"
+        figures = f"{len(self.machine.data)} stored, {self.machine.executing} running"
+        return f"<Worker {self.name!r} {self.address} {self.status}, {figures}>"
 
     # Life ----------------------------------------------------------------------------------------------------------
 

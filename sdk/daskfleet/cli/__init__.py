@@ -1,0 +1,1 @@
+"""The commands. Each module is one command; what they share is in `common`."""

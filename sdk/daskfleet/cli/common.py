@@ -1,0 +1,118 @@
+"""What the commands share: logging, options of several of them, running a server until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from daskfleet._version import __version__
+from daskfleet.security import Security
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
+
+
+def set_up_logging() -> None:
+    """Log to standard error, as the field's commands do."""
+    logging.basicConfig(format=FORMAT, level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("tornado.access").setLevel(logging.WARNING)
+
+
+def version_option(function: F) -> F:
+    return click.version_option(__version__, message="%(prog)s, daskfleet %(version)s")(function)
+
+
+def tls_options(function: F) -> F:
+    """``--tls-ca-file``, ``--tls-cert`` and ``--tls-key``."""
+    path = click.Path(exists=True, dir_okay=False, resolve_path=True)
+    for name, text in (
+        ("--tls-key", "Private key of that certificate (PEM)."),
+        ("--tls-cert", "Certificate to show (PEM)."),
+        ("--tls-ca-file", "Certificates of the authority that vouches for the cluster (PEM)."),
+    ):
+        function = click.option(name, type=path, default=None, help=text)(function)
+    return function
+
+
+def security(role: str, tls_ca_file: str | None, tls_cert: str | None, tls_key: str | None) -> Security:
+    """The `Security` of a command's TLS options; the token comes from the environment."""
+    options: dict[str, Any] = {"tls_ca_file": tls_ca_file, f"tls_{role}_cert": tls_cert, f"tls_{role}_key": tls_key}
+    return Security(**options)
+
+
+def fail(error: BaseException | str) -> NoReturn:
+    """End with one line and status 1."""
+    click.echo(f"Error: {error}", err=True)
+    raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def pid_file(path: str | None) -> Any:
+    """Write our process id into `path` for as long as we run."""
+    if not path:
+        yield
+        return
+    try:
+        Path(path).write_text(f"{os.getpid()}\n")
+    except OSError as error:
+        fail(f"cannot write --pid-file {path}: {error.strerror}")
+    try:
+        yield
+    finally:
+        Path(path).unlink(missing_ok=True)
+
+
+def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> NoReturn:
+    """Run ``main(stop)``; SIGTERM and SIGINT set `stop`, a second SIGINT ends at once. Exits with its result.
+
+    As process 1 of a container it also reaps the children that tasks leave behind.
+    """
+
+    async def body() -> int:
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+        def interrupted() -> None:
+            if stop.is_set():
+                os._exit(130)
+            stop.set()
+
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        loop.add_signal_handler(signal.SIGINT, interrupted)
+        if os.getpid() == 1:
+            loop.add_signal_handler(signal.SIGCHLD, _reap_orphans)
+        return await main(stop)
+
+    raise SystemExit(asyncio.run(body()))
+
+
+#: Children that somebody waits for; set by the commands that have any.
+own_children: Callable[[], set[int]] = set
+
+
+def _reap_orphans() -> None:
+    known = own_children()
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if found.si_pid in known:
+                return  # its nanny is about to; orphans behind it wait for the next signal
+            os.waitpid(found.si_pid, 0)
+
+
+async def first(*awaitables: Awaitable[Any]) -> None:
+    """Wait until one of these is done."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

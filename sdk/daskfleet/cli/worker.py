@@ -1,0 +1,180 @@
+"""``dask-worker``: one or more workers, each with a nanny, until a signal ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from typing import Any
+
+import click
+import dask
+
+from daskfleet import system
+from daskfleet.cli import common
+from daskfleet.cli.common import fail, first, pid_file, run, security, set_up_logging, tls_options, version_option
+from daskfleet.exceptions import DaskfleetError
+
+logger = logging.getLogger("daskfleet.worker")
+
+
+class Ports(click.ParamType):  # type: ignore[type-arg]
+    """A port, or a range such as ``3000:3026``."""
+
+    name = "port"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | range:
+        if isinstance(value, (int, range)):
+            return value
+        first_, _, last = str(value).partition(":")
+        if not first_.isdecimal() or (last and not last.isdecimal()) or int(last or first_) > 65535:
+            self.fail(f"{value!r}: expected a port such as 3000, or a range such as 3000:3026", param, ctx)
+        return range(int(first_), int(last) + 1) if last else int(first_)
+
+
+class Resources(click.ParamType):  # type: ignore[type-arg]
+    """``GPU=2 MEM=10e9``."""
+
+    name = "resources"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, float]:
+        if isinstance(value, dict):
+            return value
+        try:
+            pairs = [item.split("=") for item in str(value).replace(",", " ").split()]
+            return {name: float(amount) for name, amount in pairs}
+        except ValueError:
+            self.fail(f'{value!r}: expected something like "GPU=2 MEM=10e9"', param, ctx)
+
+
+def how_many(nworkers: str) -> int:
+    """Workers to start: a number; ``auto``, one for every few processors; or negative, one per processor less that."""
+    if nworkers == "auto":
+        # As distributed: processes for isolation, threads for sharing memory, about the square root of each.
+        return max(1, round(math.sqrt(system.cpu_count())))
+    try:
+        number = int(nworkers)
+    except ValueError:
+        raise ValueError(f"--nworkers {nworkers!r}: expected a number or auto") from None
+    if number < 0:
+        number += system.cpu_count() + 1
+    if number < 1:
+        raise ValueError(f"--nworkers {nworkers}: that leaves no worker on {system.cpu_count()} processors")
+    return number
+
+
+@click.command(name="dask-worker", context_settings={"show_default": True})
+@click.argument("scheduler", required=False)
+@tls_options
+@click.option("--worker-port", type=Ports(), default=0, help="Port, or lo:hi for the first free one of a range.")
+@click.option("--dashboard-address", default=":0", help="Address of the worker's HTTP server.")
+@click.option("--dashboard/--no-dashboard", default=False, help="Serve health and metrics over HTTP.")
+@click.option("--listen-address", default=None, help="Address to listen on, such as tcp://0.0.0.0:9000.")
+@click.option("--contact-address", default=None, help="Address under which others reach the worker, if it differs.")
+@click.option("--host", default="", help="Address to listen on.  [default: every interface]", show_default=False)
+@click.option("--interface", default=None, help='Network interface to listen on, such as "eth0" or "ib0".')
+@click.option("--protocol", type=click.Choice(["tcp", "tls"]), default=None, help="The scheduler's unless given.")
+@click.option("--nthreads", type=click.IntRange(1), default=None, help="Threads of each; by default all processors.")
+@click.option("--nworkers", "--nprocs", default="1", help="Workers: a number, auto, or -1 for one a processor.")
+@click.option("--name", default=None, help="Name of the worker; with several, they get -0, -1, … behind it.")
+@click.option("--memory-limit", default="auto", help='For each worker: bytes, a fraction, "5GB", auto, or 0 for none.')
+@click.option("--nanny/--no-nanny", default=True, help="Run each worker in a process that is started anew if it dies.")
+@click.option("--pid-file", "pid_path", default=None, help="File to write the process id to.")
+@click.option("--local-directory", default=None, help="Folder for temporary files.")
+@click.option("--resources", type=Resources(), default=None, help='Amounts of abstract resources: "GPU=2 MEM=10e9".')
+@click.option("--scheduler-file", default=None, help="File that the scheduler has written its address to.")
+@click.option("--death-timeout", default=None, help="Give up on a scheduler that does not answer for so long.")
+@version_option
+def main(scheduler: str | None, **options: Any) -> None:
+    """Start Dask workers for the scheduler at SCHEDULER, such as tcp://10.0.0.1:8786.
+
+    Without SCHEDULER it is the one in --scheduler-file or in DASK_SCHEDULER_ADDRESS. The scheduler may be started
+    later: workers wait for it.
+    """
+    set_up_logging()
+    try:
+        count = how_many(options["nworkers"])
+        settings = _settings(scheduler, options, count)
+    except (ValueError, OSError) as error:
+        fail(error)
+    with pid_file(options["pid_path"]):
+        run(lambda stop: serve(stop, settings, count, options["nanny"]))
+
+
+def _settings(scheduler: str | None, options: dict[str, Any], count: int) -> dict[str, Any]:
+    """Keyword arguments of each `Worker`, the name aside."""
+    from dask.utils import parse_timedelta
+
+    from daskfleet.comm import parse_address
+
+    guard = security("worker", options["tls_ca_file"], options["tls_cert"], options["tls_key"])
+    if scheduler is None and options["scheduler_file"]:
+        from daskfleet.deploy.scheduler_file import read
+
+        info = read(options["scheduler_file"], wait=True)
+        scheduler = info.address
+        guard.token = guard.token or (info.security.token if info.security else None)
+    address = scheduler or dask.config.get("scheduler-address", None)
+    if address is None:
+        raise ValueError(
+            "no scheduler given: name its address (dask-worker tcp://10.0.0.1:8786), --scheduler-file, or "
+            "DASK_SCHEDULER_ADDRESS"
+        )
+    nthreads = options["nthreads"] or max(1, system.cpu_count() // count)
+    host, port = options["host"], options["worker_port"]
+    if options["listen_address"]:
+        listen = parse_address(options["listen_address"], default_port=0)
+        host, port = listen.host, listen.port
+    limit = system.parse_memory_limit(options["memory_limit"], nthreads, max(nthreads * count, system.cpu_count()))
+    return {
+        "scheduler_address": str(parse_address(address)),
+        "name": options["name"],
+        "nthreads": nthreads,
+        "host": host,
+        "port": port,
+        "interface": options["interface"],
+        "protocol": options["protocol"],
+        "contact_address": options["contact_address"],
+        "memory_limit": limit or 0,
+        "resources": options["resources"],
+        "local_directory": options["local_directory"],
+        "security": guard,
+        "death_timeout": parse_timedelta(options["death_timeout"]) if options["death_timeout"] else None,
+        "dashboard_address": options["dashboard_address"] if options["dashboard"] else None,
+    }
+
+
+async def serve(stop: asyncio.Event, settings: dict[str, Any], count: int, nanny: bool) -> int:
+    """Run the workers until all have ended or `stop` is set; the exit status."""
+    from daskfleet.worker.nanny import Nanny
+    from daskfleet.worker.server import Worker
+
+    kind = Nanny if nanny else Worker
+    name = settings.pop("name")
+    names = [name] if count == 1 else [f"{name}-{i}" if name else None for i in range(count)]
+    servers: list[Any] = [kind(name=name, **settings) for name in names]
+    if nanny:
+        common.own_children = lambda: {server.pid for server in servers if server.pid is not None}
+
+    async def one(server: Any) -> str | None:
+        try:
+            await server.start()
+        except (OSError, ValueError, TimeoutError, DaskfleetError) as error:
+            return str(error)
+        logger.info("      Start worker at: %25s", getattr(server, "worker_address", "") or server.address)
+        await server.finished()
+        return None
+
+    runs = [asyncio.ensure_future(one(server)) for server in servers]
+    await first(stop.wait(), asyncio.wait(runs))
+    if stop.is_set():
+        end = "close" if nanny else "close_gracefully"
+        await asyncio.gather(*(getattr(server, end)() for server in servers if server.status != "init"))
+    errors = [run.result() for run in runs if run.done() and not run.cancelled() and run.result()]
+    if errors and not stop.is_set():
+        fail(errors[0] or "")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""`LocalCluster`: a scheduler in this process and workers in processes, or threads, of this machine.
+
+Worker processes are forked off one small helper process, ``python -m daskfleet.deploy.local``, that has imported the
+worker once and has a single thread: our own process has threads and whatever the user has loaded, so forking it would
+be unsafe and starting interpreters one by one slow. The helper takes orders as JSON lines on its standard input and
+ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import pickle
+import sys
+import uuid
+from typing import Any
+
+from daskfleet import system
+from daskfleet.deploy.cluster import Cluster, Log, Logs
+from daskfleet.exceptions import DaskfleetError
+from daskfleet.scheduler.server import Scheduler
+from daskfleet.security import Security
+from daskfleet.worker.nanny import Nanny
+from daskfleet.worker.server import Worker
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for the workers to come up.
+TIMEOUT = 30.0
+
+
+def shape(n_workers: int | None, threads_per_worker: int | None, processes: bool, cpus: int) -> tuple[int, int]:
+    """Workers and threads of each, from what the user gave; as distributed, the processors are split evenly."""
+    if n_workers is None and threads_per_worker is None:
+        n_workers = max(1, round(cpus**0.5)) if processes and cpus > 4 else cpus if processes else 1
+    if n_workers is None:
+        n_workers = max(1, cpus // (threads_per_worker or 1)) if processes else 1
+    if threads_per_worker is None:
+        threads_per_worker = max(1, cpus // n_workers) if n_workers else 1
+    return n_workers, threads_per_worker
+
+
+class LocalCluster(Cluster):
+    """A cluster on this machine.
+
+    Parameters
+    ----------
+    n_workers, threads_per_worker
+        By default the processors are split over workers.
+    processes
+        Give each worker a process; otherwise they are threads of this one.
+    host
+        Address to listen on; only this machine can connect by default.
+    scheduler_port
+        0 for any free port.
+    dashboard_address
+        ``":8787"`` by default (another free port if that is taken); None for no dashboard.
+    memory_limit
+        For each worker, as `Worker` has it.
+    security
+        By default a fresh token.
+    **worker_kwargs
+        Further parameters of `Worker`.
+
+    Examples
+    --------
+    >>> with LocalCluster(n_workers=2) as cluster, cluster.get_client() as client:  # doctest: +SKIP
+    ...     client.submit(sum, [1, 2]).result()
+    3
+    """
+
+    def __init__(
+        self,
+        n_workers: int | None = None,
+        threads_per_worker: int | None = None,
+        processes: bool = True,
+        *,
+        name: str | None = None,
+        host: str = "127.0.0.1",
+        scheduler_port: int = 0,
+        dashboard_address: str | None = ":8787",
+        memory_limit: str | float | None = "auto",
+        security: Security | None = None,
+        protocol: str | None = None,
+        interface: str | None = None,
+        asynchronous: bool = False,
+        loop: Any = None,
+        silence_logs: Any = None,
+        scheduler_kwargs: dict[str, Any] | None = None,
+        **worker_kwargs: Any,
+    ) -> None:
+        super().__init__(
+            name=name or f"LocalCluster-{uuid.uuid4().hex[:8]}",
+            asynchronous=asynchronous,
+            loop=loop,
+            security=security or Security.with_token(),
+        )
+        self._n_workers, self.threads_per_worker = shape(n_workers, threads_per_worker, processes, system.cpu_count())
+        self.processes = processes
+        self._protocol = protocol or ("tls" if self.security and self.security.encrypted else "tcp")
+        self._scheduler_options = {
+            "host": host,
+            "port": scheduler_port,
+            "interface": interface,
+            "dashboard_address": dashboard_address,
+            "security": self.security,
+            "protocol": self._protocol,
+            **(scheduler_kwargs or {}),
+        }
+        limit = system.parse_memory_limit(
+            memory_limit, self.threads_per_worker, max(system.cpu_count(), self._n_workers * self.threads_per_worker)
+        )
+        self._worker_options = {
+            "nthreads": self.threads_per_worker,
+            "host": host,
+            "interface": interface,
+            "memory_limit": limit or 0,
+            "security": self.security,
+            **worker_kwargs,
+        }
+        self.scheduler: Scheduler | None = None
+        self.workers: dict[str, Any] = {}
+        self._next = 0
+        self._helper: _Helper | None = None
+        if not self.asynchronous:
+            self.sync(self._ensure_started)
+
+    async def _start(self) -> None:
+        self.scheduler = Scheduler(**self._scheduler_options)
+        starting = asyncio.ensure_future(_Helper.start()) if self.processes else None
+        try:
+            await self.scheduler.start()
+        finally:
+            if starting is not None:
+                self._helper = await starting
+        self.scheduler_address = self.scheduler.address
+        self._worker_options["scheduler_address"] = self.scheduler_address
+        if self.scheduler.dashboard_port:
+            host = self.scheduler_address.partition("://")[2].rpartition(":")[0]
+            self.http_address = f"http://{host}:{self.scheduler.dashboard_port}"
+        await self._scale(self._n_workers)
+        async with asyncio.timeout(TIMEOUT):
+            while len(self.scheduler.state.workers) < self._n_workers:
+                if self._helper is not None and self._helper.failure:
+                    raise DaskfleetError(self._helper.failure)
+                await self.scheduler._change(0.5)
+        await self._refresh()
+
+    async def _stop(self) -> None:
+        if self.scheduler is not None:
+            await self.scheduler.close("the cluster was closed", close_workers=True)
+        await asyncio.gather(*(worker.close() for worker in self.workers.values() if worker is not None))
+        if self._helper is not None:
+            await self._helper.close()
+        self.workers.clear()
+
+    async def _scale(self, n: int) -> None:
+        if n < 0:
+            raise ValueError(f"scale({n}): a cluster cannot have fewer than 0 workers")
+        while len(self.workers) < n:
+            name, self._next = str(self._next), self._next + 1
+            options = {**self._worker_options, "name": name}
+            if self._helper is not None:
+                self.workers[name] = None
+                self._helper.add(options)
+            else:
+                self.workers[name] = await Worker(**options)
+        if len(self.workers) > n and self.scheduler is not None:
+            victims = [worker.name for worker in self.scheduler.workers_to_close(len(self.workers) - n, self.workers)]
+            await self._scale_down(victims)
+
+    async def _scale_down(self, names: list[str]) -> None:
+        assert self.scheduler is not None
+        for name in names:
+            self.workers.pop(name, None)
+        await self.scheduler.retire_workers(self.scheduler.select(names), close_workers=True)
+        await self._refresh()
+
+    async def _refresh(self) -> None:
+        if self.scheduler is not None:
+            self._info = self.scheduler.identity()
+
+    @property
+    def requested(self) -> set[str]:
+        return set(self.workers)
+
+    async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: bool = True) -> Logs:
+        return Logs({"Cluster": Log("The log of a local cluster goes to this process's own.")} if cluster else {})
+
+
+class _Helper:
+    """Our end of the helper process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.failure = ""
+        self._reader = asyncio.ensure_future(self._read())
+
+    @classmethod
+    async def start(cls) -> _Helper:
+        level = logging.getLogger("daskfleet").getEffectiveLevel()
+        return cls(
+            await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "daskfleet.deploy.local",
+                str(level),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
+        )
+
+    def add(self, options: dict[str, Any]) -> None:
+        """Start one more worker."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(pickle.dumps(options).hex()).encode() + b"\n")
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            with contextlib.suppress(ValueError):
+                self.failure = json.loads(line)["failed"]
+                logger.error("a worker failed to start: %s", self.failure)
+
+    async def close(self) -> None:
+        """End the helper, and with it every worker."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), 5)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        self._reader.cancel()
+
+
+async def _serve_orders() -> None:
+    """The helper: a nanny for each line, all in this process's one thread, until standard input ends."""
+    loop = asyncio.get_running_loop()
+    stream = asyncio.StreamReader(limit=1 << 24)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), sys.stdin)
+    nannies: list[Nanny] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def keep(nanny: Nanny) -> None:
+        try:
+            await nanny.start()
+        except DaskfleetError as error:
+            print(json.dumps({"failed": str(error)}), flush=True)  # noqa: T201 - this is the answer on the pipe
+
+    async for line in stream:
+        nanny = Nanny(**pickle.loads(bytes.fromhex(json.loads(line))))
+        nannies.append(nanny)
+        task = asyncio.create_task(keep(nanny))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    await asyncio.gather(*(nanny.close(timeout=2) for nanny in nannies))
+
+
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the notebook; the pipe's end is for us
+    logging.basicConfig(level=int(sys.argv[1]), format="%(asctime)s - %(name)s - %(levelname)s - %(message)s")
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "65536")
+    asyncio.run(_serve_orders())

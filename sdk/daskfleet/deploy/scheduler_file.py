@@ -1,0 +1,81 @@
+"""The file through which a scheduler, its workers and its clients find each other on a shared folder.
+
+It holds the scheduler's identity as JSON, as distributed writes it, and the token. So it is written with permissions
+0600, and atomically: a reader sees the old content or the new, never half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from daskfleet.security import Security
+
+#: Seconds that `read` waits for the file.
+TIMEOUT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerFile:
+    """What a scheduler file says."""
+
+    address: str
+    security: Security | None
+
+
+def write(path: str, identity: dict[str, Any], security: Security) -> None:
+    """Write the file, whole and readable by its owner alone.
+
+    Raises
+    ------
+    OSError
+    """
+    target = Path(path).absolute()
+    content = dict(identity)
+    if security.token:
+        content["token"] = security.token
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)  # mkstemp gives 0600
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            json.dump(content, stream, indent=2)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read(path: str, *, wait: bool = False, timeout: float = TIMEOUT) -> SchedulerFile:
+    """Read the file.
+
+    Parameters
+    ----------
+    wait
+        Wait up to `timeout` seconds for it to appear: the scheduler may be started after its workers.
+
+    Raises
+    ------
+    FileNotFoundError
+        With what to do about it.
+    ValueError
+        It is not a scheduler file.
+    """
+    deadline = time.monotonic() + timeout
+    while wait and not Path(path).exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    try:
+        content = json.loads(Path(path).read_text())
+        address, token = content["address"], content.get("token")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"no scheduler file {path}: start the scheduler with --scheduler-file {path}, on a folder that is shared"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is not a scheduler file: it has no address") from None
+    return SchedulerFile(str(address), Security(token=token) if token else None)

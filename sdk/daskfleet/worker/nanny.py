@@ -1,0 +1,274 @@
+"""The nanny: keeps one worker process alive, within its memory, and tells how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from daskfleet import system
+from daskfleet.exceptions import DaskfleetError
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between looks at the worker's memory.
+WATCH = 0.2
+#: Share of the memory limit above which the worker is ended (``distributed.worker.memory.terminate``).
+TERMINATE = 0.95
+#: Seconds between a worker's death and the next attempt: doubled with each death in a row, up to the last.
+BACKOFF = (0.05, 10.0)
+#: Seconds that a worker may take to hand over its data when told to stop.
+GRACE = 28.0
+
+
+class Nanny:
+    """Runs a `daskfleet.worker.server.Worker` in a process of its own and starts it anew when it dies.
+
+    Awaitable, and an asynchronous context manager. The parameters are those of `Worker`.
+
+    Parameters
+    ----------
+    env
+        Environment variables for the worker's process.
+    """
+
+    def __init__(self, scheduler_address: str, *, env: dict[str, str] | None = None, **options: Any) -> None:
+        if options.get("name") is None:
+            options["name"] = f"worker-{uuid.uuid4().hex[:8]}"
+        options["name"] = str(options["name"])
+        self.options = {"scheduler_address": scheduler_address, **options}
+        nthreads = options.get("nthreads") or system.cpu_count()
+        self.memory_limit = system.parse_memory_limit(options.get("memory_limit", "auto"), nthreads)
+        self.env = env or {}
+        self.status = "init"
+        self.pid: int | None = None
+        self.worker_address = ""
+        self.deaths = 0
+        self.exit_status: int | None = None
+        self._failure = ""
+        self._up: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._finished = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._pipe: socket.socket | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.options["name"])
+
+    def __repr__(self) -> str:
+        return f"<Nanny {self.name!r} {self.worker_address} {self.status}, pid {self.pid}>"
+
+    async def start(self) -> Nanny:
+        """Start the worker and wait until it has registered.
+
+        Raises
+        ------
+        DaskfleetError
+            The worker could not start, for a reason that another attempt would not mend.
+        """
+        self.status = "starting"
+        self._up = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._keep())
+        await asyncio.shield(self._up)
+        return self
+
+    def __await__(self) -> Generator[Any, None, Nanny]:
+        return self.start().__await__()
+
+    async def __aenter__(self) -> Nanny:
+        return self if self.status == "running" else await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def finished(self) -> None:
+        """Wait until the worker has ended for good."""
+        await self._finished.wait()
+
+    async def close(self, timeout: float = GRACE) -> None:
+        """Tell the worker to stop, give it `timeout` seconds to hand over its data, then end it."""
+        if self.status == "closed":
+            return
+        self.status = "closing"
+        self._stopped.set()
+        self._signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(self._finished.wait(), timeout)
+        except TimeoutError:
+            logger.warning("worker %s did not stop within %g s: killing it", self.name, timeout)
+            self._signal(signal.SIGKILL)
+            await self._finished.wait()
+
+    async def kill(self) -> None:
+        """End the worker's process at once; it is started anew."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    # ---------------------------------------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        """Run worker after worker until one ends on purpose or cannot be started."""
+        wait = BACKOFF[0]
+        try:
+            while True:
+                started = asyncio.get_running_loop().time()
+                status = await self._run_once()
+                if status in (0, 78) or self.status == "closing":
+                    self.exit_status = status
+                    return
+                self.deaths += 1
+                logger.warning("worker %s (pid %s) %s; starting it anew", self.name, self.pid, _how(status))
+                if asyncio.get_running_loop().time() - started > 10:
+                    wait = BACKOFF[0]
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopped.wait(), wait)
+                    return
+                wait = min(2 * wait, BACKOFF[1])
+        finally:
+            self.status = "closed"
+            self.pid = None
+            if self._up is not None and not self._up.done():
+                self._up.set_exception(DaskfleetError(self._failure or f"worker {self.name} ended before it was up"))
+                self._up.exception()  # whoever waits gets it; nobody has to
+            self._finished.set()
+
+    async def _run_once(self) -> int:
+        """Start one process and wait for its end: its exit status, negative for a signal."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            process: subprocess.Popen[bytes] | None = None
+            if threading.active_count() == 1:
+                self.pid = self._fork(ours, theirs)
+            else:
+                process = self._spawn(theirs)
+                self.pid = process.pid
+            theirs.close()
+            ours.setblocking(False)
+            watch = [asyncio.create_task(self._listen(ours)), asyncio.create_task(self._watch_memory(self.pid))]
+            try:
+                status = await _wait(self.pid, process)
+            finally:
+                for task in watch:
+                    task.cancel()
+                await asyncio.gather(*watch, return_exceptions=True)
+            self._hear(ours)
+            return status
+
+    def _fork(self, ours: socket.socket, theirs: socket.socket) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            from daskfleet.worker.process import become
+
+            os.environ.update(self._environment())
+            become(self.options, theirs)
+        return pid
+
+    def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "daskfleet.worker.process", str(theirs.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+            env=os.environ | self._environment(),
+        )
+        assert process.stdin is not None
+        with process.stdin as stream:
+            stream.write(pickle.dumps((self.options, {"level": logging.getLogger("daskfleet").getEffectiveLevel()})))
+        return process
+
+    def _environment(self) -> dict[str, str]:
+        """One thread for each numeric library, as distributed's nanny: the worker's own threads are the parallelism."""
+        single = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        return {name: value for name, value in single.items() if name not in os.environ} | self.env
+
+    async def _listen(self, pipe: socket.socket) -> None:
+        """Hear what the worker says through the pipe, until it is gone."""
+        readable = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(pipe, readable.set)
+        try:
+            while True:
+                await readable.wait()
+                readable.clear()
+                if not self._hear(pipe):
+                    return
+        finally:
+            loop.remove_reader(pipe)
+
+    def _hear(self, pipe: socket.socket) -> bool:
+        try:
+            text = pipe.recv(65536)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        for line in text.splitlines():
+            message = json.loads(line)
+            if "failed" in message:
+                self._failure = message["failed"]
+                continue
+            self.worker_address = message["address"]
+            if self.status == "starting":
+                self.status = "running"
+            if self._up is not None and not self._up.done():
+                self._up.set_result(None)
+        return bool(text)
+
+    async def _watch_memory(self, pid: int) -> None:
+        if not self.memory_limit:
+            return
+        page, statm = os.sysconf("SC_PAGE_SIZE"), Path(f"/proc/{pid}/statm")
+        while statm.exists():
+            await asyncio.sleep(WATCH)
+            with contextlib.suppress(OSError, IndexError):
+                resident = int(statm.read_text().split()[1]) * page
+                if resident > TERMINATE * self.memory_limit:
+                    logger.warning(
+                        "worker %s (pid %d) uses %.2f GB, over %d %% of its limit of %.2f GB: killing it",
+                        self.name, pid, resident / 1e9, TERMINATE * 100, self.memory_limit / 1e9,
+                    )  # fmt: skip
+                    os.kill(pid, signal.SIGKILL)
+                    return
+
+
+def _how(status: int) -> str:
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with exit status {status}"
+
+
+async def _wait(pid: int, process: subprocess.Popen[bytes] | None) -> int:
+    """Wait for a child without a thread where the system can tell by a file descriptor (Linux)."""
+    if hasattr(os, "pidfd_open"):
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        descriptor = os.pidfd_open(pid)
+        loop.add_reader(descriptor, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+        return _collect(pid, process)  # at once, and without a thread: the nanny may want to fork again
+    return await asyncio.to_thread(_collect, pid, process)
+
+
+def _collect(pid: int, process: subprocess.Popen[bytes] | None) -> int:
+    return process.wait() if process is not None else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

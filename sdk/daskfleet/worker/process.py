@@ -1,0 +1,116 @@
+"""The process that a nanny keeps: one worker, from its start to its end.
+
+It is forked off the nanny when that has a single thread, which is the case for ``dask-worker`` and for `LocalCluster`:
+nothing has to be imported again, so a worker is up in milliseconds and shares its code's memory with the others.
+Elsewhere it is a fresh interpreter, ``python -m daskfleet.worker.process``, that reads its options from standard input.
+
+A pipe ties it to its nanny. The worker says through it when it is up, and why it failed; and when the nanny is gone,
+however that came about, the pipe breaks and the worker ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+from typing import Any, NoReturn
+
+from daskfleet.exceptions import DaskfleetError
+from daskfleet.worker.server import Worker
+
+logger = logging.getLogger(__name__)
+
+#: Exit status of a worker whose start failed in a way that another attempt would not mend.
+HOPELESS = 78
+
+_M_TRIM_THRESHOLD = -1
+
+
+def run(options: dict[str, Any], pipe: socket.socket) -> int:
+    """Run a worker to its end; the process's exit status."""
+    _trim_memory()
+    return asyncio.run(_main(options, pipe))
+
+
+async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
+    loop = asyncio.get_running_loop()
+    pipe.setblocking(False)
+    worker = Worker(**options)
+
+    def leave() -> None:
+        tasks.append(loop.create_task(worker.close_gracefully(reason="told to stop")))
+
+    def on_pipe() -> None:
+        with contextlib.suppress(BlockingIOError):
+            try:
+                gone = not pipe.recv(1)
+            except ConnectionError:
+                gone = True
+            if gone:
+                logger.warning("the nanny is gone, so this worker ends")
+                os._exit(1)
+
+    tasks: list[asyncio.Task[None]] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, leave)
+    loop.add_reader(pipe, on_pipe)
+    try:
+        await worker.start()
+    except (OSError, ValueError, TimeoutError, DaskfleetError) as error:
+        _say(pipe, {"failed": str(error)})
+        return HOPELESS
+    _say(pipe, {"address": worker.address, "name": worker.name})
+    await worker.finished()
+    return 0
+
+
+def _say(pipe: socket.socket, message: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        pipe.send(json.dumps(message).encode() + b"\n")
+
+
+def _trim_memory() -> None:
+    """Give freed memory back to the system soon, as distributed's nanny does by ``MALLOC_TRIM_THRESHOLD_``."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 65536)
+
+
+def become(options: dict[str, Any], pipe: socket.socket) -> NoReturn:
+    """Turn a freshly forked child of a nanny into a worker; never returns.
+
+    The nanny's event loop and sockets are still on the stack below us. They must not run and must not be finalised
+    here, since the kernel objects behind them are shared with the nanny: so their descriptors are closed behind
+    Python's back, and the process ends by `os._exit`.
+    """
+    status = 1
+    try:
+        asyncio._set_running_loop(None)
+        asyncio.set_event_loop(None)
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        keep = pipe.fileno()
+        os.closerange(3, keep)
+        os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+        status = run(options, pipe)
+    except BaseException:
+        logger.exception("the worker failed")
+    finally:
+        with contextlib.suppress(Exception):
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    _options, _logging = pickle.load(sys.stdin.buffer)
+    logging.basicConfig(**_logging)
+    sys.exit(run(_options, socket.socket(fileno=int(sys.argv[1]))))
