@@ -27,7 +27,7 @@ GO_TOOLCHAIN = "v0.0.1-go1.24.9"
 HELM = "helm.sh/helm/v3/cmd/helm@v3.19.0"
 KIND = "sigs.k8s.io/kind@v0.30.0"
 KWOK = "sigs.k8s.io/kwok/cmd/kwok@v0.8.0"
-KUBECTL_NEEDED = (1, 30)
+KUBECTL_NEEDED = (1, 31)
 
 DEBIAN = {
     "buildah": "buildah",
