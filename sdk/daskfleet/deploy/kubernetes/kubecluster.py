@@ -15,17 +15,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from daskfleet.deploy.cluster import Cluster, Log, Logs, Status
+from daskfleet.deploy.kubernetes import lifecycle
 from daskfleet.deploy.kubernetes import spec as specs
-from daskfleet.deploy.kubernetes.api import Api, load_library, resource_path
+from daskfleet.deploy.kubernetes.api import Api, load_library
 from daskfleet.deploy.kubernetes.errors import (
-    INSTALL_OPERATOR,
-    ApiError,
     ClusterExists,
-    ClusterNotFound,
-    Forbidden,
     InvalidManifest,
     KubernetesError,
-    OperatorMissing,
     StartFailed,
     StartTimeout,
 )
@@ -144,6 +140,8 @@ class KubeCluster(Cluster):
         self._context = context
         self._link: Link | None = None
         self._made = False
+        if name is not None:
+            name, self.namespace = lifecycle.split(name, self.namespace)
         custom = _load(_configured("custom-cluster-spec", custom_cluster_spec, None))
         chosen = _configured("name", name, None) or (custom or {}).get("metadata", {}).get("name") or specs.new_name()
         super().__init__(name=specs.check_name(chosen), asynchronous=asynchronous, loop=loop, quiet=quiet)
@@ -170,7 +168,7 @@ class KubeCluster(Cluster):
         Parameters
         ----------
         name
-            The cluster's name.
+            The cluster's name, or ``namespace/name``.
         options
             As for `KubeCluster`; ``shutdown_on_close`` is False unless given.
 
@@ -214,52 +212,23 @@ class KubeCluster(Cluster):
 
     async def _create_or_find(self, link: Link) -> None:
         assert self.namespace is not None
-        if self.create_mode is CreateMode.CONNECT_ONLY:
-            return await self._find(link)
-        spec = copy.deepcopy(self._spec)
-        spec["metadata"].pop("namespace", None)
-        while True:
+        view = link.view
+        while self.create_mode is not CreateMode.CONNECT_ONLY:
             try:
-                await link.api.create(resource_path("DaskCluster", self.namespace), spec)
+                await lifecycle.create_cluster(link.api, self.namespace, self._spec)
                 self._made = True
                 return
-            except ApiError as error:
-                if error.status == 404 and not error.details:
-                    raise OperatorMissing(
-                        "this Kubernetes knows no DaskCluster resources: the operator is not installed. "
-                        f"To install it: {INSTALL_OPERATOR}"
-                    ) from None
-                if error.status != 409:
+            except ClusterExists:
+                if self.create_mode is CreateMode.CREATE_ONLY:
                     raise
-            if self.create_mode is CreateMode.CREATE_ONLY:
-                raise ClusterExists(
-                    f"there is a cluster {self.name!r} in namespace {self.namespace!r} already: choose another name, "
-                    "or create_mode=CREATE_OR_CONNECT to use it"
-                )
-            await link.view.wait_until(lambda: link.view.synced)
-            existing = link.view.cluster
-            if existing is not None and not existing["metadata"].get("deletionTimestamp"):
+            await view.wait_until(lambda: view.synced)
+            if view.cluster is not None and not view.cluster["metadata"].get("deletionTimestamp"):
                 return
-            await link.view.wait_until(lambda: link.view.cluster is None)  # it is being deleted
-
-    async def _find(self, link: Link) -> None:
-        assert self.namespace is not None
-        await link.view.wait_until(lambda: link.view.synced)
-        if link.view.cluster is None:
-            raise ClusterNotFound(
-                f"there is no cluster {self.name!r} in namespace {self.namespace!r}" + await self._others(link.api)
-            )
-
-    async def _others(self, api: Api) -> str:
-        """The clusters that do exist, here or, where we may look, elsewhere."""
-        listing: dict[str, Any] = {}
-        for namespace in (None, self.namespace):
-            with contextlib.suppress(Forbidden):
-                listing = await api.get(resource_path("DaskCluster", namespace))
-                break
-        found = [item["metadata"] for item in listing.get("items") or []]
-        names = sorted(meta["name"] if meta["namespace"] == self.namespace else _full_name(meta) for meta in found)
-        return f"; there are: {', '.join(names)}" if names else "; there are none"
+            await view.wait_until(lambda: view.cluster is None)  # it is being deleted: make it anew
+        await view.wait_until(lambda: view.synced)
+        if view.cluster is None:
+            others = await lifecycle.list_clusters(link.api)
+            raise lifecycle.not_found(self.name, self.namespace, others)
 
     async def _stop(self) -> None:
         """Delete the cluster, if that is ours to do, and wait until it is gone and its pods are terminating."""
@@ -269,7 +238,7 @@ class KubeCluster(Cluster):
         try:
             mine = self._made if self.status is Status.failed else self.shutdown_on_close
             if mine and self.namespace is not None:
-                await link.api.delete(resource_path("DaskCluster", self.namespace, self.name))
+                await lifecycle.delete_cluster(link.api, self.namespace, self.name)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CLOSE_PATIENCE):
                         await link.view.wait_until(link.view.going)
@@ -298,28 +267,13 @@ class KubeCluster(Cluster):
         return self.sync(self._scale, n, worker_group)
 
     async def _scale(self, n: int, worker_group: str = "default") -> None:
-        if n < 0:
-            raise ValueError(f"scale({n}): a cluster cannot have less than no workers")
-        await asyncio.gather(self._delete_autoscaler(), self._patch_replicas(int(n), worker_group))
-
-    async def _patch_replicas(self, n: int, worker_group: str) -> None:
         link = self._connected()
         group = specs.group_name(self.name, worker_group)
-        path = resource_path("DaskWorkerGroup", link.namespace, group)
         if worker_group == "default" and group not in link.view.groups:  # the operator is about to make it
             async with asyncio.timeout(self.resource_timeout):
                 await link.view.wait_until(lambda: group in link.view.groups)
-        try:
-            link.view.note("DaskWorkerGroup", await link.api.patch(path, {"spec": {"worker": {"replicas": n}}}))
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            raise ClusterNotFound(
-                f"cluster {self.name!r} has no worker group {worker_group!r}; it has: {self._group_names()}"
-            ) from None
-
-    def _group_names(self) -> str:
-        return ", ".join(sorted(name.removeprefix(f"{self.name}-") for name in self._connected().view.groups))
+        scaled = await lifecycle.scale_group(link.api, link.namespace, self.name, n, worker_group)
+        link.view.note("DaskWorkerGroup", scaled)
 
     def adapt(self, minimum: int = 0, maximum: int | float = 10, *, enabled: bool = True, **options: Any) -> Any:
         """Let the operator scale the default worker group with the load; it goes on when this session has ended.
@@ -337,18 +291,11 @@ class KubeCluster(Cluster):
 
     async def _adapt(self, minimum: int, maximum: int) -> None:
         link = self._connected()
-        body = specs.make_autoscaler_spec(self.name, minimum, int(maximum))
-        try:
-            await link.api.create(resource_path("DaskAutoscaler", link.namespace), body)
-        except ApiError as error:
-            if error.status != 409:
-                raise
-            await link.api.patch(resource_path("DaskAutoscaler", link.namespace, self.name), {"spec": body["spec"]})
+        await lifecycle.set_autoscaler(link.api, link.namespace, self.name, minimum, int(maximum))
 
     async def _delete_autoscaler(self) -> None:
         link = self._connected()
-        with contextlib.suppress(Forbidden):
-            await link.api.delete(resource_path("DaskAutoscaler", link.namespace, self.name))
+        await lifecycle.delete_autoscaler(link.api, link.namespace, self.name)
 
     def add_worker_group(
         self,
@@ -390,16 +337,8 @@ class KubeCluster(Cluster):
 
     async def _add_worker_group(self, name: str, worker: Spec) -> None:
         link = self._connected()
-        specs.check_name(name, "worker group")
-        body = specs.make_worker_group_spec(self.name, name, worker)
-        try:
-            link.view.note(
-                "DaskWorkerGroup", await link.api.create(resource_path("DaskWorkerGroup", link.namespace), body)
-            )
-        except ApiError as error:
-            if error.status != 409:
-                raise
-            raise ClusterExists(f"cluster {self.name!r} has a worker group {name!r} already") from None
+        made = await lifecycle.create_group(link.api, link.namespace, self.name, name, worker)
+        link.view.note("DaskWorkerGroup", made)
 
     def delete_worker_group(self, name: str) -> Any:
         """Delete a worker group and its workers; their data moves to the others first. No error if it is gone."""
@@ -407,7 +346,7 @@ class KubeCluster(Cluster):
 
     async def _delete_worker_group(self, name: str) -> None:
         link = self._connected()
-        await link.api.delete(resource_path("DaskWorkerGroup", link.namespace, specs.group_name(self.name, name)))
+        await lifecycle.delete_group(link.api, link.namespace, self.name, name)
 
     # ------------------------------------------------------------------------------------------------------- looking
 
@@ -442,25 +381,12 @@ class KubeCluster(Cluster):
 
     async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: bool = True) -> Logs:
         link = self._connected()
-        pods = [*([link.view.scheduler()] if scheduler else []), *(link.view.workers() if workers else [])]
-        names = [pod["metadata"]["name"] for pod in pods if pod is not None]
-
-        async def read(pod: str) -> Log:
-            try:
-                return Log(await link.log(pod))
-            except InvalidManifest as error:  # the container has not started
-                return Log(error.message)
-
-        logs = Logs(zip(names, await asyncio.gather(*map(read, names)), strict=True))
+        logs = await lifecycle.read_logs(link.api, link.namespace, self.name, scheduler=scheduler, workers=workers)
         if cluster:
             conditions = ((link.view.cluster or {}).get("status") or {}).get("conditions") or []
             told = [f"{c['type']}={c['status']} {c.get('reason')}: {c.get('message')}" for c in conditions]
             logs = Logs({self.name: Log("\n".join(told)), **logs})
         return logs
-
-
-def _full_name(metadata: Mapping[str, Any]) -> str:
-    return f"{metadata['namespace']}/{metadata['name']}"
 
 
 def _configured(key: str, given: Any, default: Any) -> Any:

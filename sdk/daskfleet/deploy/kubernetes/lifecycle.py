@@ -1,0 +1,284 @@
+"""The resources of clusters, written and read: what `KubeCluster` and the command line have in common.
+
+Each function is one or two requests on an `Api`, and turns the API server's refusals into sentences about clusters.
+Nothing here needs a connection to a scheduler, so that ``daskfleet scale`` or ``delete`` cost a few milliseconds and
+work when the scheduler does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from daskfleet.deploy.cluster import Log, Logs
+from daskfleet.deploy.kubernetes import spec as specs
+from daskfleet.deploy.kubernetes.api import Api, resource_path
+from daskfleet.deploy.kubernetes.errors import (
+    INSTALL_OPERATOR,
+    ApiError,
+    ClusterExists,
+    ClusterNotFound,
+    Forbidden,
+    InvalidManifest,
+    OperatorMissing,
+)
+
+if TYPE_CHECKING:
+    from daskfleet.deploy.kubernetes.kubecluster import KubeCluster
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One cluster in a list.
+
+    Attributes
+    ----------
+    name, namespace
+        What it is called.
+    status
+        Its phase, as the operator sees it.
+    workers, ready
+        Workers it is to have, and those that are ready, in its default group.
+    created
+        When, in UTC.
+    """
+
+    name: str
+    namespace: str
+    status: str
+    workers: int
+    ready: int
+    created: datetime
+
+    @property
+    def full_name(self) -> str:
+        """``namespace/name``, which `KubeCluster.from_name` takes."""
+        return f"{self.namespace}/{self.name}"
+
+
+def summarise(cluster: Mapping[str, Any]) -> Summary:
+    """The `Summary` of a DaskCluster resource."""
+    metadata, status = cluster["metadata"], cluster.get("status") or {}
+    return Summary(
+        name=metadata["name"],
+        namespace=metadata["namespace"],
+        status="Terminating" if metadata.get("deletionTimestamp") else str(status.get("phase") or "Unknown"),
+        workers=int(status.get("replicas") or 0),
+        ready=int(status.get("readyReplicas") or 0),
+        created=datetime.strptime(metadata["creationTimestamp"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC),
+    )
+
+
+async def list_clusters(api: Api, namespace: str | None = None) -> list[Summary]:
+    """The clusters in `namespace`, or in all that we may look at.
+
+    Raises
+    ------
+    OperatorMissing
+        If this Kubernetes does not know DaskCluster resources.
+    Forbidden
+        If they may not even be listed in the context's own namespace.
+    """
+    try:
+        listing = await api.get(resource_path("DaskCluster", namespace))
+    except Forbidden:
+        if namespace is not None:
+            raise
+        listing = await api.get(resource_path("DaskCluster", api.namespace))
+    except ApiError as error:
+        raise _without_definitions(error) from None
+    return sorted(map(summarise, listing["items"]), key=lambda summary: (summary.namespace, summary.name))
+
+
+def split(name: str, namespace: str | None) -> tuple[str, str | None]:
+    """``namespace/name`` into its parts; a `namespace` given besides must agree."""
+    if "/" not in name:
+        return name, namespace
+    before, _, after = name.partition("/")
+    if namespace not in (None, before):
+        raise ClusterNotFound(f"cluster {name!r} is not in namespace {namespace!r}")
+    return after, before
+
+
+async def find_cluster(api: Api, name: str, namespace: str | None = None) -> Summary:
+    """The one cluster called `name` (or ``namespace/name``), wherever we may look.
+
+    Raises
+    ------
+    ClusterNotFound
+        With the names of those that exist; or, when several namespaces have one, with these.
+    """
+    name, namespace = split(name, namespace)
+    everything = await list_clusters(api, namespace)
+    found = [summary for summary in everything if summary.name == name]
+    if len(found) > 1:
+        where = ", ".join(summary.namespace for summary in found)
+        raise ClusterNotFound(f"there are clusters {name!r} in several namespaces ({where}): say which")
+    if not found:
+        raise not_found(name, namespace, everything)
+    return found[0]
+
+
+def not_found(name: str, namespace: str | None, others: Iterable[Summary]) -> ClusterNotFound:
+    """The exception for a name that no cluster has, with the names that there are."""
+    names = [other.name if other.namespace == namespace else other.full_name for other in others]
+    where = f" in namespace {namespace!r}" if namespace else ""
+    there = f"there are: {', '.join(sorted(names))}" if names else "there are none"
+    return ClusterNotFound(f"there is no cluster {name!r}{where}; {there}")
+
+
+async def create_cluster(api: Api, namespace: str, manifest: Mapping[str, Any]) -> Object:
+    """Create a DaskCluster.
+
+    Raises
+    ------
+    ClusterExists
+        If there is one of this name.
+    InvalidManifest, Forbidden, NamespaceNotFound, OperatorMissing
+        As the API server says.
+    """
+    metadata = {key: value for key, value in manifest["metadata"].items() if key != "namespace"}
+    try:
+        return await api.create(resource_path("DaskCluster", namespace), {**manifest, "metadata": metadata})
+    except ApiError as error:
+        if error.status == 409:
+            raise ClusterExists(
+                f"there is a cluster {metadata['name']!r} in namespace {namespace!r} already: choose another name, "
+                "or create_mode=CREATE_OR_CONNECT to use it"
+            ) from None
+        raise _without_definitions(error) from None
+
+
+def _without_definitions(error: ApiError) -> Exception:
+    """The API server's 404 for a collection it does not know has no details."""
+    if error.status != 404 or error.details:
+        return error
+    return OperatorMissing(
+        "this Kubernetes knows no DaskCluster resources: the operator is not installed. "
+        f"To install it: {INSTALL_OPERATOR}"
+    )
+
+
+async def delete_cluster(api: Api, namespace: str, name: str) -> None:
+    """Delete a DaskCluster; what it owns goes in the background. No error if it is gone."""
+    await api.delete(resource_path("DaskCluster", namespace, name))
+
+
+async def scale_group(api: Api, namespace: str, cluster: str, n: int, worker_group: str = "default") -> Object:
+    """Ask for `n` workers in a worker group, and end adaptive scaling; return the group."""
+    if n < 0:
+        raise ValueError(f"scale({n}): a cluster cannot have less than no workers")
+    path = resource_path("DaskWorkerGroup", namespace, specs.group_name(cluster, worker_group))
+    try:
+        patch = api.patch(path, {"spec": {"worker": {"replicas": int(n)}}})
+        group: Object = (await asyncio.gather(delete_autoscaler(api, namespace, cluster), patch))[1]
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        raise await _no_such_group(api, namespace, cluster, worker_group) from None
+    return group
+
+
+async def _no_such_group(api: Api, namespace: str, cluster: str, worker_group: str) -> ClusterNotFound:
+    selector = f"{specs.CLUSTER_LABEL}={cluster}"
+    listing = await api.get(resource_path("DaskWorkerGroup", namespace), labelSelector=selector)
+    names = sorted(item["metadata"]["name"].removeprefix(f"{cluster}-") for item in listing["items"])
+    there = f"it has: {', '.join(names)}" if names else "it has none"
+    return ClusterNotFound(f"cluster {cluster!r} has no worker group {worker_group!r}; {there}")
+
+
+async def set_autoscaler(api: Api, namespace: str, cluster: str, minimum: int, maximum: int) -> None:
+    """Let the operator keep the default worker group between `minimum` and `maximum`."""
+    body = specs.make_autoscaler_spec(cluster, minimum, maximum)
+    try:
+        await api.create(resource_path("DaskAutoscaler", namespace), body)
+    except ApiError as error:
+        if error.status != 409:
+            raise
+        await api.patch(resource_path("DaskAutoscaler", namespace, cluster), {"spec": body["spec"]})
+
+
+async def delete_autoscaler(api: Api, namespace: str, cluster: str) -> None:
+    """End adaptive scaling. No error if there is none, nor if that is not ours to do."""
+    with contextlib.suppress(Forbidden):
+        await api.delete(resource_path("DaskAutoscaler", namespace, cluster))
+
+
+async def create_group(api: Api, namespace: str, cluster: str, name: str, worker: specs.Spec) -> Object:
+    """Add a worker group; return it."""
+    specs.check_name(name, "worker group")
+    body = specs.make_worker_group_spec(cluster, name, worker)
+    try:
+        return await api.create(resource_path("DaskWorkerGroup", namespace), body)
+    except ApiError as error:
+        if error.status != 409:
+            raise
+        raise ClusterExists(f"cluster {cluster!r} has a worker group {name!r} already") from None
+
+
+async def delete_group(api: Api, namespace: str, cluster: str, name: str) -> None:
+    """Delete a worker group. No error if it is gone."""
+    await api.delete(resource_path("DaskWorkerGroup", namespace, specs.group_name(cluster, name)))
+
+
+async def read_logs(
+    api: Api, namespace: str, cluster: str, *, scheduler: bool = True, workers: bool = True, lines: int | None = None
+) -> Logs:
+    """The logs of a cluster's pods, the scheduler's first.
+
+    Parameters
+    ----------
+    lines
+        Only so many of each pod's last lines.
+    """
+    wanted = [component for component, yes in (("scheduler", scheduler), ("worker", workers)) if yes]
+    listing = await api.get(
+        resource_path("pods", namespace),
+        labelSelector=f"{specs.CLUSTER_LABEL}={cluster},{specs.COMPONENT_LABEL} in ({','.join(wanted)})",
+    )
+    pods = [item["metadata"] for item in listing["items"]] if wanted else []
+    names = [pod["name"] for pod in sorted(pods, key=lambda pod: (pod["labels"][specs.COMPONENT_LABEL], pod["name"]))]
+
+    async def read(pod: str) -> Log:
+        try:
+            return Log(await api.text(resource_path("pods", namespace, pod, "log"), tailLines=lines))
+        except InvalidManifest as error:  # the container has not started
+            return Log(error.message)
+        except ApiError as error:
+            if error.status != 404:  # it ended meanwhile
+                raise
+            return Log("")
+
+    return Logs(zip(names, await asyncio.gather(*map(read, names)), strict=True))
+
+
+async def discover() -> AsyncIterator[tuple[str, type[KubeCluster]]]:
+    """Entry point ``dask_cluster_discovery``: the clusters that the current kubeconfig leads to.
+
+    Yields
+    ------
+    tuple
+        ``namespace/name`` and the class whose ``from_name`` takes it. Nothing, where there is no Kubernetes.
+    """
+    from daskfleet.deploy.kubernetes.errors import KubernetesError
+    from daskfleet.deploy.kubernetes.kubecluster import KubeCluster
+
+    try:
+        api = await Api.connect()
+    except (ImportError, KubernetesError):
+        return
+    try:
+        async with asyncio.timeout(5):
+            found = await list_clusters(api)
+    except (KubernetesError, TimeoutError):
+        found = []
+    finally:
+        await api.close()
+    for summary in found:
+        yield summary.full_name, KubeCluster
