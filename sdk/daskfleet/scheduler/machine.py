@@ -1,8 +1,8 @@
 """The scheduler's state machine: events in, messages out; no sockets, no clock, no user code.
 
 The server calls one method per event (`submit`, `done`, `remove_worker`, …), then `schedule()`, then takes the
-messages that have gathered with `drain()`. This is the top of three layers: `queues` decides where and when a ready task is sent,
-`transitions` what a change of one task entails for the others, and this module what an event changes.
+messages that have gathered with `drain()`. This is the top of three layers: `queues` decides where and when a ready
+task is sent, `transitions` what a change of one task entails for the others, and this module what an event changes.
 
 What was sent to a worker is known by ``(id, attempt)``. Ids are never used twice and attempts only grow, so a report
 that comes late is recognised and cannot be taken for a newer one. The order of a peer's messages is the order of the

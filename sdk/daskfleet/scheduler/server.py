@@ -15,6 +15,7 @@ from typing import Any
 
 from daskfleet.comm import Connection, Listener, Pool, listen
 from daskfleet.comm.addresses import DEFAULT_SCHEDULER_PORT, interface_ip
+from daskfleet.functions import run_function
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized, join, loads
@@ -424,8 +425,6 @@ class Scheduler:
         return await asyncio.gather(*(one(worker.address) for worker in self.select(workers)))
 
     async def _client_run_on_scheduler(self, client: ClientState, call: Serialized, wait: bool) -> Serialized:
-        from daskfleet.worker.server import run_function
-
         function, args, kwargs = loads(call)
         return await run_function(function, args, kwargs, {"dask_scheduler": self}, wait)
 

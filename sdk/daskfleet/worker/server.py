@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import tempfile
@@ -17,9 +16,10 @@ from daskfleet import system
 from daskfleet.comm import Connection, Listener, Pool, connect, listen, parse_address
 from daskfleet.comm.addresses import interface_ip, own_ip
 from daskfleet.exceptions import DaskfleetError
+from daskfleet.functions import run_function
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
-from daskfleet.protocol.serialize import Serialized, dumps, dumps_by_value, loads
+from daskfleet.protocol.serialize import Serialized, dumps, loads
 from daskfleet.security import Security
 from daskfleet.worker import context
 from daskfleet.worker.executor import Executor, Failed, Outcome, Success, Suspended, failure, size_of, success
@@ -432,34 +432,6 @@ class Worker:
 
     async def _call_close(self, reason: str) -> None:
         self._spawn(self.close_gracefully(reason=reason))
-
-
-async def run_function(function: Any, args: Any, kwargs: Any, inject: dict[str, Any], wait: bool) -> Serialized:
-    """Call `function`, on the event loop if it is a coroutine function, else in a thread, passing `inject`'s objects to
-    parameters of their names."""
-    import inspect
-
-    with contextlib.suppress(TypeError, ValueError):
-        parameters = inspect.signature(function).parameters
-        kwargs = kwargs | {name: value for name, value in inject.items() if name in parameters}
-
-    async def call() -> Any:
-        if inspect.iscoroutinefunction(function):
-            return await function(*args, **kwargs)
-        return await asyncio.to_thread(function, *args, **kwargs)
-
-    if not wait:
-        background = asyncio.ensure_future(call())
-        _background.add(background)
-        background.add_done_callback(_background.discard)
-        return dumps(None)
-    try:
-        return dumps((True, await call()))
-    except Exception as error:
-        return dumps((False, loads(dumps_by_value(error))))
-
-
-_background: set[asyncio.Future[Any]] = set()
 
 
 async def _dumps(value: Any, size: int) -> Serialized:
