@@ -2,8 +2,8 @@
 ``distributed.http.scheduler.api``; `WorkersToClose`, the ``names`` of `RetireWorkers` and the choice of workers in
 `AdaptiveTarget` are ours.
 
-A list of names in a query is separated by commas, and an empty one means none of them: an operator asks about the workers
-of one group, which may have none.
+A list of names in a query is separated by commas, and an empty one means none of them: an operator asks about the
+workers of one group, which may have none.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from daskfleet.http.server import refused
+from daskfleet.http.server import Refused
 from daskfleet.scheduler.http.handler import SchedulerHandler
 from daskfleet.scheduler.state import NO_WORKER, PROCESSING, QUEUED, WAITING, WorkerState
 
 
 class ApiHandler(SchedulerHandler):
     def names(self) -> list[str] | None:
-        """The query's ``workers``, names or addresses; None when it has none, ``[""]``, which nobody has, when empty."""
+        """The query's ``workers``, names or addresses; None without one, ``[""]`` (nobody's name) when empty."""
         text = self.get_query_argument("workers", None)
         return None if text is None else [name for name in text.split(",") if name] or [""]
 
@@ -69,12 +69,12 @@ class RetireWorkers(ApiHandler):
         body = self.json_body()
         unknown = sorted(body.keys() - {"n", "workers", "names", "close_workers"})
         if unknown:
-            raise refused(400, f"unknown: {', '.join(unknown)}; expected one of n, workers and names, and close_workers")
+            raise Refused(400, f"unknown: {', '.join(unknown)}; expected n, workers or names, and close_workers")
         close = body.pop("close_workers", False)
         if not isinstance(close, bool):
-            raise refused(400, f"close_workers is {close!r}; expected true or false")
+            raise Refused(400, f"close_workers is {close!r}; expected true or false")
         if len(body) != 1:
-            raise refused(400, 'expected one of {"n": 1}, {"workers": ["tcp://10.0.0.1:4000"]} and {"names": ["worker-1"]}')
+            raise Refused(400, 'expected {"n": 1}, {"workers": ["tcp://10.0.0.1:4000"]} or {"names": ["worker-1"]}')
         retired = await self.scheduler.retire_workers(self._chosen(body), close_workers=close)
         self.write_json(retired)
 
@@ -83,7 +83,7 @@ class RetireWorkers(ApiHandler):
             return self.scheduler.workers_to_close(_count(body["n"]))
         ((field, given),) = body.items()
         if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
-            raise refused(400, f"{field} is {given!r:.100}; expected a list of texts")
+            raise Refused(400, f"{field} is {given!r:.100}; expected a list of texts")
         return self.scheduler.select(given) if given else []
 
 
@@ -97,9 +97,9 @@ def _count(given: Any) -> int:
             raise ValueError
         n = int(given)
     except (TypeError, ValueError):
-        raise refused(400, f"n is {given!r:.100}; expected a whole number") from None
+        raise Refused(400, f"n is {given!r:.100}; expected a whole number") from None
     if n < 0:
-        raise refused(400, f"n is {n}; it cannot be negative")
+        raise Refused(400, f"n is {n}; it cannot be negative")
     return n
 
 
@@ -111,5 +111,5 @@ def _seconds(text: str) -> float:
     except (TypeError, ValueError, KeyError):
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise refused(400, f"target_duration is {text!r:.100}; expected a time above 0 such as 5s or 500ms")
+        raise Refused(400, f"target_duration is {text!r:.100}; expected a time above 0 such as 5s or 500ms")
     return seconds

@@ -8,6 +8,7 @@ from typing import Any
 
 from daskfleet.http.info import InfoPage
 from daskfleet.scheduler.http.handler import SchedulerHandler
+from daskfleet.scheduler.machine import SchedulerState
 from daskfleet.scheduler.state import (
     ERRED,
     MEMORY,
@@ -18,7 +19,6 @@ from daskfleet.scheduler.state import (
     RUNNING,
     WAITING,
     Failure,
-    SchedulerState,
     WorkerState,
 )
 
@@ -97,7 +97,7 @@ class WorkersPage(SchedulerPage):
                 f"{max(now - worker.last_seen, 0):.1f} s ago",
             )
 
-        columns = ("Name", "Address", "Status", "Threads", "CPU", "Memory", "Data held", "Processing", "Keys", "Last seen")
+        columns = ("Name", "Address", "Status", "Threads", "CPU", "Memory", "Results", "Processing", "Keys", "Seen")
         rows = [row(worker) for worker in self.scheduler.state.workers.values()]
         self.show("Workers", columns=columns, rows=rows, nothing="No workers are connected.")
 

@@ -1,27 +1,30 @@
 """What the live page shows: a frame of figures, at most twice a second, computed once for all who watch.
 
-Nothing is collected while nobody watches: tasks by prefix are counted by going through them, in slices so that the event
-loop is not held up, and the next frame waits so long that all of it stays below 5 % of the time, however many tasks there
-are. A viewer that reads slowly misses frames; it never queues them.
+Nothing is collected while nobody watches: tasks by prefix are counted by going through them, in slices so that the
+event loop is not held up, and the next frame waits so long that all of it stays below 5 % of the time, however many
+tasks there are. A viewer that reads slowly misses frames; it never queues them.
 
-A websocket, since browsers allow six HTTP streams a site and JupyterLab may show that many panels. Other sites' pages may
-open websockets to us too, and a proxy changes the headers by which that would be noticed; so our page carries a random
-word, which other sites cannot read, and only who knows it gets frames.
+A websocket, since browsers allow six HTTP streams a site and JupyterLab may show that many panels. Other sites' pages
+may open websockets to us too, and a proxy changes the headers by which that would be noticed; so our page has a random
+word in it, which other sites cannot read, and only who knows it gets frames.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import heapq
+import hmac
 import json
+import logging
 import time
 from collections import Counter
 from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from tornado.iostream import StreamClosedError
+from tornado.web import HTTPError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from daskfleet.scheduler.http.stream import TaskStream
@@ -29,6 +32,8 @@ from daskfleet.scheduler.state import MEMORY, Prefix, WorkerState
 
 if TYPE_CHECKING:
     from daskfleet.scheduler.server import Scheduler
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between frames.
 INTERVAL = 0.5
@@ -74,8 +79,8 @@ class Feed:
         return True
 
     def remove(self, viewer: Events) -> None:
-        if self._viewers.pop(viewer, None) is not None or not self._viewers:
-            self._rest()
+        self._viewers.pop(viewer, None)
+        self._rest()
 
     def stop(self) -> None:
         """The scheduler closes."""
@@ -93,19 +98,23 @@ class Feed:
             self._stream.take()
 
     async def _run(self) -> None:
-        import psutil
-
         process = psutil.Process()
         process.cpu_percent()
         while True:
             self._cost = 0.0
-            counts = await self._count_prefixes()
-            started = time.perf_counter()
-            self._last = json.dumps(self._frame(counts, process), separators=(",", ":"), default=str)
-            for viewer in list(self._viewers):
-                self._send(viewer, self._last)
-            self._cost += time.perf_counter() - started
+            try:
+                await self._publish(process)
+            except Exception:
+                logger.exception("could not compute what the live page shows")
             await asyncio.sleep(max(INTERVAL, self._cost / SHARE))
+
+    async def _publish(self, process: psutil.Process) -> None:
+        counts = await self._count_prefixes()
+        started = time.perf_counter()
+        self._last = json.dumps(self._frame(counts, process), separators=(",", ":"), default=str)
+        for viewer in list(self._viewers):
+            self._send(viewer, self._last)
+        self._cost += time.perf_counter() - started
 
     def _send(self, viewer: Events, frame: str) -> None:
         earlier = self._viewers.get(viewer)
@@ -130,7 +139,7 @@ class Feed:
             started = time.perf_counter()
         return counts
 
-    def _frame(self, counts: Counter[tuple[Prefix, str]], process: Any) -> dict[str, Any]:
+    def _frame(self, counts: Counter[tuple[Prefix, str]], process: psutil.Process) -> dict[str, Any]:
         scheduler, state = self._scheduler, self._scheduler.state
         now = time.time()
         return {
@@ -156,9 +165,9 @@ _PREFIX_AND_STATE = attrgetter("prefix", "state")
 
 
 def _ignore_closed(future: asyncio.Future[None]) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        if not isinstance(error, (WebSocketClosedError, StreamClosedError)):
-            raise error
+    error = None if future.cancelled() else future.exception()
+    if error is not None and not isinstance(error, (WebSocketClosedError, StreamClosedError)):
+        logger.error("could not send to a viewer", exc_info=error)
 
 
 def _worker(worker: WorkerState, now: float) -> tuple[Any, ...]:
@@ -203,8 +212,12 @@ class Events(WebSocketHandler):
     def initialize(self, feed: Feed, nonce: str) -> None:
         self._feed, self._nonce = feed, nonce
 
+    def prepare(self) -> None:
+        if not hmac.compare_digest(self.get_query_argument("page", "").encode(), self._nonce.encode()):
+            raise HTTPError(403)
+
     def check_origin(self, origin: str) -> bool:
-        return hmac.compare_digest(self.get_query_argument("page", "").encode(), self._nonce.encode())
+        return True  # `prepare` has seen to it, behind proxies too
 
     def open(self, *args: str, **kwargs: str) -> None:
         self.set_nodelay(True)

@@ -1,4 +1,4 @@
-"""``/metrics``: the figures for which distributed has names (its documentation, "Prometheus monitoring"), by those names.
+"""``/metrics``: the figures for which distributed has names (its documentation, "Prometheus monitoring"), by these.
 
 Users choose the prefixes of their tasks, so only the first `PREFIXES` of them are told apart; the rest is one series,
 ``other``, lest a long-lived scheduler fill the database that scrapes it.
@@ -12,7 +12,8 @@ from typing import Any
 from daskfleet.http.prometheus import CONTENT_TYPE, Exposition
 from daskfleet.scheduler.http.handler import SchedulerHandler
 from daskfleet.scheduler.http.info import load
-from daskfleet.scheduler.state import FORGOTTEN, Prefix, SchedulerState
+from daskfleet.scheduler.machine import SchedulerState
+from daskfleet.scheduler.state import FORGOTTEN, Prefix
 
 #: So many task prefixes have series of their own.
 PREFIXES = 100

@@ -1,7 +1,7 @@
 """``/status`` and its panels as pages of their own, which JupyterLab's Dask extension embeds.
 
-All are one HTML file, script and style (folder ``page``); the file names the panels to show. The script gets what it shows
-from `live.Events` and puts it into the page as text, never as markup.
+All are one HTML file, script and style (folder ``page``); the file names the panels to show. The script gets its
+figures from `live.Events` and puts it into the page as text, never as markup.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
     )
 )
 
-_TEMPLATE = Template(Path(__file__).with_name("page").joinpath("live.html").read_text("utf-8"), compress_whitespace=False)
+_TEMPLATE = Template(Path(__file__).with_name("page").joinpath("live.html").read_text("utf-8"))
 _BY_PATH = {f"/{plot.path}": plot for plot in PLOTS}
 
 

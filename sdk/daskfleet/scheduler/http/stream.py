@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from daskfleet.scheduler.state import SchedulerState, WorkerState
+from daskfleet.scheduler.machine import SchedulerState
+from daskfleet.scheduler.state import WorkerState
 
 #: Seconds from which a task is a bar of its own.
 SHORT = 0.1
@@ -44,7 +45,7 @@ class TaskStream:
             total[1] += seconds
 
     def take(self) -> dict[str, Any]:
-        """``{"bars": [(worker, prefix, start, end)], "sums": [(worker, prefix, runs, seconds)]}`` since the last time."""
+        """``{"bars": [(worker, prefix, start, end)], "sums": [(worker, prefix, runs, seconds)]}`` since last time."""
         bars, self._bars = self._bars, []
         sums, self._sums = self._sums, {}
         return {"bars": bars, "sums": [(*names, *total) for names, total in sums.items()]}
