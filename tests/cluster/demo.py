@@ -17,6 +17,7 @@ from .progress import ClusterError, say, step
 NAME = "flights"
 GROUP = f"{NAME}-default"
 WORKERS, MORE_WORKERS = 2, 4
+NAMESPACE = "default"
 JOB = project.ROOT / "sdk" / "examples" / "flights.py"
 
 
@@ -31,8 +32,8 @@ def main() -> int:
             project.apply_definitions(cluster)
             project.start_operator(cluster)
         say(f"Kubernetes and the operator are there after {time.monotonic() - started:.1f} s")
-        _run_job(cluster)
-        _scale(cluster)
+        run_job(cluster, NAMESPACE)
+        scale(cluster, NAMESPACE)
         _close(cluster, time.monotonic() - started)
     except (NoKubernetes, ClusterError) as error:
         say(str(error))
@@ -43,41 +44,39 @@ def main() -> int:
     return 0
 
 
-def _run_job(cluster: Cluster) -> None:
-    _shown(cluster, "apply", "-f", str(project.SAMPLE.relative_to(project.ROOT)))
-    group = _get(cluster, "daskworkergroup", GROUP)
-    if group and group["spec"]["worker"]["replicas"] != WORKERS:
-        say(f"{NAME} is there from an earlier time, with {group['spec']['worker']['replicas']} workers")
-        _shown(cluster, "scale", "daskworkergroup", GROUP, f"--replicas={WORKERS}")
+def run_job(cluster: Cluster, namespace: str) -> None:
+    """Make the cluster of the sample and run the job on it."""
+    _shown(cluster, namespace, "apply", "-f", str(project.SAMPLE.relative_to(project.ROOT)))
+    replicas = _replicas(cluster, namespace)
+    if replicas not in (None, WORKERS):
+        say(f"{NAME} is there from an earlier time, with {replicas} workers")
+        _shown(cluster, namespace, "scale", "daskworkergroup", GROUP, f"--replicas={WORKERS}")
     job = JOB.relative_to(project.ROOT)
     print(f"\n$ python {job}", flush=True)
     environment = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig)}
-    done = subprocess.run(
-        [sys.executable, str(job), "--name", NAME, "--workers", str(WORKERS)],
-        cwd=project.ROOT,
-        env=environment,
-        check=False,
-    )
+    command = [sys.executable, str(job), "--name", NAME, "--namespace", namespace, "--workers", str(WORKERS)]
+    done = subprocess.run(command, cwd=project.ROOT, env=environment, check=False)
     if done.returncode:
         raise ClusterError(f"{job} ended with status {done.returncode}")
-    _shown(cluster, "get", "pods", "-l", f"dask.org/cluster-name={NAME}", "-o", "wide")
+    _shown(cluster, namespace, "get", "pods", "-l", f"dask.org/cluster-name={NAME}", "-o", "wide")
 
 
-def _scale(cluster: Cluster) -> None:
-    before = _registered(cluster)
-    _shown(cluster, "scale", "daskworkergroup", GROUP, f"--replicas={MORE_WORKERS}")
+def scale(cluster: Cluster, namespace: str) -> None:
+    """Add workers by kubectl and tell of each as the scheduler gets to know it."""
+    before = _registered(cluster, namespace)
+    _shown(cluster, namespace, "scale", "daskworkergroup", GROUP, f"--replicas={MORE_WORKERS}")
     started = time.monotonic()
     seen = set(before)
     with step(f"waiting for {MORE_WORKERS} workers"):
         while len(seen) < MORE_WORKERS:
-            for name in sorted(set(_registered(cluster)) - seen):
+            for name in sorted(set(_registered(cluster, namespace)) - seen):
                 seen.add(name)
                 print(f"  {name} has joined after {time.monotonic() - started:.1f} s", flush=True)
             if time.monotonic() - started > 60:
-                pods = cluster.kubectl("get", "pods", "-l", f"dask.org/cluster-name={NAME}")
+                pods = cluster.kubectl("-n", namespace, "get", "pods", "-l", f"dask.org/cluster-name={NAME}")
                 raise ClusterError(f"only {len(seen)} of {MORE_WORKERS} workers came within 60 s\n{pods}")
             time.sleep(0.1)
-    _shown(cluster, "get", "daskclusters,daskworkergroups")
+    _shown(cluster, namespace, "get", "daskclusters,daskworkergroups")
 
 
 def _close(cluster: Cluster, seconds: float) -> None:
@@ -91,20 +90,23 @@ The demo took {seconds:.0f} s. The cluster stays up:
 To take it down: make down""")
 
 
-def _registered(cluster: Cluster) -> list[str]:
+def _registered(cluster: Cluster, namespace: str) -> list[str]:
     """The names of the workers that the scheduler knows, asked of its HTTP API through the API server."""
-    service = f"/api/v1/namespaces/default/services/{NAME}-scheduler:8787/proxy"
+    service = f"/api/v1/namespaces/{namespace}/services/{NAME}-scheduler:8787/proxy"
     said = json.loads(cluster.kubectl("get", "--raw", f"{service}/api/v1/get_workers"))
     return [worker["name"] for worker in said["workers"]]
 
 
-def _get(cluster: Cluster, kind: str, name: str) -> dict[str, dict[str, dict[str, int]]] | None:
-    said = cluster.kubectl("get", kind, name, "--ignore-not-found", "-o", "json")
-    return json.loads(said) if said.strip() else None
+def _replicas(cluster: Cluster, namespace: str) -> int | None:
+    """How many workers the group is to have; None while there is no group."""
+    path = "jsonpath={.spec.worker.replicas}"
+    said = cluster.kubectl("-n", namespace, "get", "daskworkergroup", GROUP, "--ignore-not-found", "-o", path)
+    return int(said) if said.strip() else None
 
 
-def _shown(cluster: Cluster, *words: str) -> None:
+def _shown(cluster: Cluster, namespace: str, *words: str) -> None:
     """Run kubectl as a user would, showing the command and what it says."""
+    words = words if namespace == NAMESPACE else ("-n", namespace, *words)
     print(f"\n$ kubectl {shlex.join(words)}", flush=True)
     print(cluster.kubectl(*words).rstrip(), flush=True)
 
