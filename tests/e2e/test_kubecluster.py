@@ -1,0 +1,258 @@
+"""KubeCluster against the operator in the cluster and real pods, as users use it."""
+
+import asyncio
+import functools
+import gc
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import kubeclusters as bed
+import pytest
+import yaml
+from daskfleet import Client, KubeCluster
+from daskfleet.deploy.kubernetes import ClusterNotFound, lifecycle, make_cluster_spec, make_worker_spec
+from daskfleet.deploy.kubernetes.api import Api
+
+square = functools.partial(pow, exp=2)  # a function that pods have, too
+
+pytestmark = pytest.mark.usefixtures("operator_in_cluster")
+
+
+@pytest.fixture
+def get(kubernetes_api, namespace):
+    """Objects of a kind in the namespace, as JSON."""
+
+    def get(kind, *options):
+        return json.loads(kubernetes_api.kubectl("-n", namespace, "get", kind, "-o", "json", *options))["items"]
+
+    return get
+
+
+def eventually(look, timeout=30):
+    """Wait until `look` returns something true."""
+    deadline = time.monotonic() + timeout
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"not within {timeout} s"
+        time.sleep(0.05)
+    return found
+
+
+def test_work_on_a_cluster_that_grows_and_shrinks(namespace, get):
+    with KubeCluster(name="c", namespace=namespace, n_workers=2) as cluster, cluster.get_client() as client:
+        assert sum(client.gather(client.map(square, range(100)))) == sum(map(square, range(100)))
+        kept = client.map(square, range(1000, 1020))
+        cluster.wait_for_workers(2, timeout=30)
+        cluster.scale(4)
+        assert len(cluster.plan) == 4
+        cluster.wait_for_workers(4, timeout=30)
+        pods = {pod["metadata"]["name"] for pod in get("pods", "-l", "dask.org/component=worker")}
+        assert cluster.observed == cluster.requested == pods and len(pods) == 4
+        cluster.scale(1)
+        eventually(lambda: len(cluster.scheduler_info["workers"]) == 1 and len(cluster.requested) == 1)
+        assert client.gather(kept) == list(map(square, range(1000, 1020)))  # handed over by those that went
+        shown = repr(cluster)
+        assert shown.startswith("KubeCluster(c, 'tcp://127.0.0.1:") and "workers=1" in shown
+    assert cluster.status == "closed"
+    assert get("daskclusters") == []
+    assert all(pod["metadata"].get("deletionTimestamp") for pod in get("pods"))
+
+
+async def test_all_of_it_asynchronously(namespace):
+    async with KubeCluster(name="c", namespace=namespace, n_workers=1, asynchronous=True) as cluster:
+        await cluster.wait_for_workers(1, timeout=30)
+        async with Client(cluster, asynchronous=True) as client:
+            assert await client.submit(square, 7) == 49
+        await cluster.scale(2)
+        await cluster.wait_for_workers(2, timeout=30)
+        _ = cluster.scheduler_info  # cannot wait: gives the last look, and looks again
+        assert len(cluster.scheduler_info["workers"]) == 2
+        logs = await cluster.get_logs()
+        assert {"c", *cluster.requested} <= set(logs)
+
+
+def test_a_cluster_outlives_its_session_and_is_found_again(namespace, get):
+    KubeCluster(name="c", namespace=namespace, n_workers=1, shutdown_on_close=False).close()
+    assert [cluster["metadata"]["name"] for cluster in get("daskclusters")] == ["c"]
+    with KubeCluster.from_name(f"{namespace}/c") as again, again.get_client() as client:
+        assert client.submit(square, 3).result() == 9
+    assert len(get("daskclusters")) == 1
+    KubeCluster(name="c", namespace=namespace).close()  # connects, and deletes as it closes
+    assert get("daskclusters") == []
+
+
+def test_a_name_can_be_used_again_at_once(namespace):
+    for _ in range(3):
+        with KubeCluster(name="c", namespace=namespace, n_workers=1) as cluster, cluster.get_client() as client:
+            assert client.submit(square, 2).result() == 4
+
+
+def test_a_manifest_written_to_a_file_is_the_same_cluster(namespace, kubernetes_api, tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump(make_cluster_spec("c", n_workers=1, env={"COLOUR": "blue"})))
+    kubernetes_api.kubectl("-n", namespace, "apply", "-f", str(path))
+    with KubeCluster(name="c", namespace=namespace) as cluster, cluster.get_client() as client:
+        assert client.submit(lambda: __import__("os").environ["COLOUR"]).result() == "blue"
+    with KubeCluster(custom_cluster_spec=path, namespace=namespace) as cluster:
+        assert cluster.name == "c"
+        cluster.wait_for_workers(1, timeout=30)
+
+
+def test_worker_groups(namespace, get):
+    with KubeCluster(name="c", namespace=namespace) as cluster, cluster.get_client() as client:
+        cluster.add_worker_group("red", n_workers=1, env={"COLOUR": "red"})
+        assert client.submit(lambda: __import__("os").environ["COLOUR"]).result() == "red"
+        cluster.add_worker_group("blue", custom_spec=make_worker_spec(n_workers=0))
+        cluster.scale(1, worker_group="blue")
+        cluster.wait_for_workers(2, timeout=30)
+        with pytest.raises(ClusterNotFound, match="no worker group 'green'; it has: blue, default, red"):
+            cluster.scale(1, worker_group="green")
+        cluster.delete_worker_group("red")
+        eventually(lambda: len(cluster.scheduler_info["workers"]) == 1)
+        assert {group["metadata"]["name"] for group in get("daskworkergroups")} == {"c-default", "c-blue"}
+
+
+def test_adapt_hands_the_number_to_the_operator_until_scale_takes_it_back(namespace, get):
+    with KubeCluster(name="c", namespace=namespace) as cluster, cluster.get_client() as client:
+        cluster.adapt(minimum=0, maximum=2)
+        (autoscaler,) = get("daskautoscalers")
+        assert autoscaler["spec"].items() >= {"cluster": "c", "minimum": 0, "maximum": 2}.items()
+        assert client.submit(square, 5).result(timeout=60) == 25  # nobody scaled but the operator
+        cluster.adapt(minimum=1, maximum=3)
+        assert get("daskautoscalers")[0]["spec"]["maximum"] == 3
+        cluster.adapt(enabled=False)
+        assert get("daskautoscalers") == []
+        cluster.adapt(minimum=1, maximum=3)
+        cluster.scale(2)
+        assert get("daskautoscalers") == []
+
+
+def test_waiting_for_workers_that_cannot_come_says_why(namespace):
+    with KubeCluster(name="c", namespace=namespace) as cluster:
+        cluster.add_worker_group("big", n_workers=1, resources={"requests": {"cpu": "900"}})
+        with pytest.raises(TimeoutError, match=r"0 of 1 workers after 2 s: .*Insufficient cpu"):
+            cluster.wait_for_workers(1, timeout=2)
+
+
+def test_a_cluster_that_is_dropped_is_deleted(namespace, get):
+    cluster = KubeCluster(name="c", namespace=namespace)
+    del cluster
+    gc.collect()
+    eventually(lambda: not get("daskclusters"))
+
+
+SCRIPT = """
+from daskfleet import KubeCluster
+cluster = KubeCluster(name="c", namespace={namespace!r}, {options})
+print("up", flush=True)
+"""
+
+
+def test_the_end_of_the_interpreter_deletes_the_cluster(namespace, get):
+    script = SCRIPT.format(namespace=namespace, options="")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("up\n", "")
+    assert get("daskclusters") == []
+
+
+def test_ctrl_c_while_it_starts_leaves_nothing(namespace, get):
+    script = SCRIPT.format(namespace=namespace, options='image="nosuch/image:1"')
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    eventually(lambda: get("daskclusters"))
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
+    eventually(lambda: not get("daskclusters"))
+
+
+def test_a_new_scheduler_is_found_behind_the_same_address(namespace, kubernetes_api):
+    with KubeCluster(name="c", namespace=namespace, n_workers=1) as cluster:
+        cluster.wait_for_workers(1, timeout=30)
+        address, first = cluster.scheduler_address, cluster.scheduler_info["id"]
+        selector = "dask.org/component=scheduler"
+        kubernetes_api.kubectl("-n", namespace, "delete", "pod", "-l", selector, "--wait=false")
+        eventually(lambda: cluster.scheduler_info["id"] != first)
+        assert cluster.scheduler_address == address
+        with cluster.get_client() as client:
+            assert client.submit(square, 4).result() == 16
+
+
+async def test_an_api_server_that_restarts_is_waited_for(namespace, kubernetes_api, tmp_path, monkeypatch):
+    relay = bed.Relay(*bed.api_address(kubernetes_api.kubeconfig))
+    await relay.start()
+    config = bed.kubeconfig_with(
+        kubernetes_api.kubeconfig, tmp_path / "config", server=f"https://127.0.0.1:{relay.port}"
+    )
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    async with KubeCluster(name="c", namespace=namespace, asynchronous=True) as cluster:
+        await relay.stop()
+        scaling = asyncio.ensure_future(cluster.scale(1))
+        await asyncio.sleep(1)
+        assert not scaling.done()
+        await relay.start()
+        await scaling
+        await cluster.wait_for_workers(1, timeout=30)
+    await relay.stop()
+
+
+async def test_discovery_and_life_without_a_scheduler_connection(namespace, kubernetes_api, get):
+    kubernetes_api.kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(make_cluster_spec("c")))
+    names = {name: kind async for name, kind in lifecycle.discover()}
+    assert names[f"{namespace}/c"] is KubeCluster
+    api = await Api.connect()
+    summary = await lifecycle.find_cluster(api, f"{namespace}/c")
+    assert (summary.name, summary.namespace) == ("c", namespace)
+    with pytest.raises(ClusterNotFound, match=r"no cluster 'd' in namespace '.*'; there are: c"):
+        await lifecycle.find_cluster(api, "d", namespace)
+    other = f"{namespace}-other"
+    kubernetes_api.kubectl("create", "namespace", other)
+    await lifecycle.create_cluster(api, other, make_cluster_spec("c"))
+    with pytest.raises(ClusterNotFound, match=r"in several namespaces \(.*\): say which"):
+        await lifecycle.find_cluster(api, "c")
+    kubernetes_api.kubectl("delete", "namespace", other, "--wait=false")
+    await lifecycle.delete_cluster(api, namespace, "c")
+    assert get("daskclusters") == []
+    await api.close()
+
+
+# What a user of KubeCluster needs, and no more; the README shows the same.
+ROLE = [
+    {"apiGroups": ["kubernetes.dask.org"], "resources": ["*"], "verbs": ["*"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": [""], "resources": ["pods/log", "services", "secrets"], "verbs": ["get"]},
+    {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get", "create"]},
+]
+
+INSIDE = """
+import time
+started = time.monotonic()
+from daskfleet import KubeCluster
+with KubeCluster(name="inside", n_workers=1) as cluster, cluster.get_client() as client:
+    print("SEEN", cluster.namespace, cluster.scheduler_address, client.submit(sum, [1, 2, 3]).result())
+"""
+
+
+def test_inside_a_pod_it_uses_the_service_and_the_pods_own_account(namespace, kubernetes_api):
+    kubectl = kubernetes_api.kubectl
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "user"}, "rules": ROLE}
+    kubectl("-n", namespace, "create", "serviceaccount", "user")
+    kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(role))
+    kubectl("-n", namespace, "create", "rolebinding", "user", "--role=user", f"--serviceaccount={namespace}:user")
+    container = {
+        "name": "notebook",
+        "image": bed.DEFAULT_IMAGE,
+        "command": ["python3", "-c", textwrap.dedent(INSIDE)],
+    }
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "notebook"},
+        "spec": {"serviceAccountName": "user", "restartPolicy": "Never", "containers": [container]},
+    }
+    kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(pod))
+    status = ("-n", namespace, "get", "pod", "notebook", "-o", "jsonpath={.status.phase}")
+    eventually(lambda: kubectl(*status) in ("Succeeded", "Failed"), timeout=60)
+    log = kubectl("-n", namespace, "logs", "notebook")
+    assert f"SEEN {namespace} tcp://inside-scheduler.{namespace}.svc:8786 6" in log
