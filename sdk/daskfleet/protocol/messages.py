@@ -18,6 +18,7 @@ scheduler → client
     ("lost", rows)          rows: (cid, reason): cancelled, or data that cannot be computed again
     ("pending", cids)       a finished result was lost and is being computed again
 scheduler → worker
+    ("joined", scheduler, ids)  first of all: the ids of the data that the worker said it holds, -1 for what to drop
     ("run", rows)           rows: (id, attempt, key, function, payload, dependencies, priority, options or None)
                             a dependency: id (you hold it) | (id, value) | (id, nbytes, addresses)
     ("function", id, blob)  before the first task that uses it

@@ -242,11 +242,13 @@ class Scheduler:
             last_seen=time.time(),
         )
         ids = self.state.add_worker(worker, info["held"])
+        # A message and not the call's answer, because it must be read before the messages that follow it.
+        connection.send(("joined", self.id, ids))
         self._adopt(connection, worker, self._on_worker, self._on_worker_gone)
         logger.info("worker %s registered, %s, %d threads", name, address, worker.nthreads)
         self._flush()
         self._pulse()
-        return {"id": self.id, "ids": ids}
+        return {"id": self.id}
 
     def _adopt(self, connection: Connection, peer: Any, on_messages: Any, on_close: Any) -> None:
         self._strangers.discard(connection)

@@ -127,7 +127,7 @@ class WorkerMachine:
         self.execute: list[Task] = []
         self.gather: list[tuple[str, list[int]]] = []
         self.outbox: list[Message] = []
-        self._ready: list[tuple[int, int, Task]] = []
+        self._ready: list[tuple[int, int, int, Task]] = []
         self._to_fetch: dict[str, dict[int, None]] = {}
         self._asking: dict[str, list[int]] = {}
 
@@ -283,7 +283,7 @@ class WorkerMachine:
         blocked = []
         while room > 0 and self._ready:
             entry = heapq.heappop(self._ready)
-            task = entry[2]
+            task = entry[3]
             if task.state != READY or self.tasks.get(task.id) is not task:
                 continue
             if task.resources and not self._take(task.resources):
@@ -309,7 +309,7 @@ class WorkerMachine:
 
     def _make_ready(self, task: Task) -> None:
         task.state = READY
-        heapq.heappush(self._ready, (task.priority, task.id, task))
+        heapq.heappush(self._ready, (task.priority, task.id, task.attempt, task))
 
     def _forget(self, task: Task) -> None:
         """`task` is no longer in `tasks`; stop fetching what only it needed."""

@@ -100,6 +100,7 @@ class Worker:
         self._listener: Listener | None = None
         self._executor: Executor | None = None
         self._http: Any = None
+        self._held: list[int] = []
         self._peers: set[Connection] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._finished = asyncio.Event()
@@ -227,12 +228,9 @@ class Worker:
                     said = True
                 await asyncio.sleep(RETRY)
         self.address = self._contact_address(connection)
-        held = [(id, key, self.machine.sizes[id]) for id, key in self.machine.keys.items()]
-        reply = await connection.call(
-            "register", "worker", self._identity() | {"held": [(key, size) for _, key, size in held]}, timeout=30
-        )
-        self._rename({id: new for (id, _, _), new in zip(held, reply["ids"], strict=True)})
-        self.scheduler_id = reply["id"]
+        held = [(key, self.machine.sizes[id]) for id, key in self.machine.keys.items()]
+        self._held = list(self.machine.keys)
+        await connection.call("register", "worker", self._identity() | {"held": held}, timeout=30)
         self._scheduler = connection
         logger.info("registered with the scheduler at %s as %s (%s)", self.scheduler_address, self.name, self.address)
         self._advance()
@@ -264,10 +262,12 @@ class Worker:
             "started": self._started,
         }
 
-    def _rename(self, ids: dict[int, int]) -> None:
+    def _joined(self, scheduler_id: str, ids: Sequence[int]) -> None:
         """The scheduler knows our data under these ids now; what it does not know is dropped."""
+        self.scheduler_id = scheduler_id
         machine = self.machine
-        data = {new: (machine.keys[old], machine.data[old], machine.sizes[old]) for old, new in ids.items() if new >= 0}
+        names = zip(self._held, ids, strict=True)
+        data = {new: (machine.keys[old], machine.data[old], machine.sizes[old]) for old, new in names if new >= 0}
         for store in (machine.data, machine.keys, machine.sizes):
             store.clear()
         for id, (key, value, size) in data.items():
@@ -310,6 +310,8 @@ class Worker:
                     machine.fetch(rows)
                 case ("yield", ids):
                     machine.give_back(ids)
+                case ("joined", scheduler_id, ids):
+                    self._joined(scheduler_id, ids)
                 case ("close", reason):
                     self._spawn(self.close(reason))
                 case _:

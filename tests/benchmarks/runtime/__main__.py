@@ -1,0 +1,103 @@
+"""Runs every engine one after the other and prints the table.
+
+usage: python -m tests.benchmarks.runtime [--engines daskfleet,pool] [figure ...]
+
+Peers live in environments of their own under the user's cache folder, made on first use. Figures: import up map submit
+chain tree big transfer array dataframe bag idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "daskfleet", "benchmarks")
+HERE = Path(__file__).parent
+PEERS = {
+    "distributed": ("distributed==2026.8.0", ["distributed==2026.8.0", "dask[array,dataframe]==2026.8.0"]),
+    "ray": ("ray==2.55.1", ["ray", "numpy"]),
+}
+
+
+def environment(engine: str) -> Path:
+    """The Python of an engine's own environment."""
+    if engine in ("daskfleet", "pool"):
+        return Path(sys.executable)
+    home = CACHE / engine
+    python = home / "bin" / "python"
+    if not (home / ".done").exists():
+        print(f"making an environment for {engine} …", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PEERS[engine][1]], check=True)
+        (home / ".done").touch()
+    return python
+
+
+def measure(engine: str, figures: list[str]) -> dict[str, float]:
+    print(f"{engine} …", flush=True)
+    command = [environment(engine), HERE / "workloads.py", engine, *figures]
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=1200)
+    rows = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
+    if process.returncode:
+        print(f"{engine} ended with status {process.returncode}: what follows lacks its last figures", flush=True)
+    return {row["figure"]: row["value"] for row in rows}
+
+
+def limit() -> dict[str, float]:
+    """The machine's own: four plain Python processes that exchange the same messages and do nothing else."""
+    print("the limit …", flush=True)
+    output = subprocess.run(
+        [sys.executable, HERE / "limit.py"], stdout=subprocess.PIPE, text=True, check=True, timeout=300
+    ).stdout
+    found = {}
+    for n, rate in re.findall(r"(\d+) tasks: ([\d,]+) a second", output):
+        found[f"map+gather of {int(n):,}, tasks/s"] = float(rate.replace(",", ""))
+    latency = re.search(r"one task and its result: ([\d.]+) ms", output)
+    if latency:
+        found["submit to result, ms"] = float(latency[1])
+    return found
+
+
+def show(results: dict[str, dict[str, float]]) -> None:
+    engines = list(results)
+    figures = list(dict.fromkeys(figure for rows in results.values() for figure in rows))
+    figures = [figure for figure in figures if figure in results.get("daskfleet", {})] or figures
+    width = max(map(len, figures))
+    print("\n" + " " * width + "".join(f"{engine:>20}" for engine in engines))
+    for figure in figures:
+        ours = results.get("daskfleet", {}).get(figure)
+        cells = []
+        for engine in engines:
+            value = results[engine].get(figure)
+            if value is None:
+                cells.append("–")
+                continue
+            ratio = f" ({value / ours:.2g}x)" if ours and engine != "daskfleet" else ""
+            cells.append(f"{value:,.0f}{ratio}" if value >= 100 else f"{value:.3g}{ratio}")
+        print(f"{figure:<{width}}" + "".join(f"{cell:>20}" for cell in cells))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engines", default="daskfleet,distributed,ray,pool,limit")
+    parser.add_argument("figures", nargs="*")
+    arguments = parser.parse_args()
+    results = {}
+    for engine in arguments.engines.split(","):
+        results[engine] = limit() if engine == "limit" else measure(engine, arguments.figures)
+    show(results)
+    print(
+        f"\npython -m tests.benchmarks.runtime · daskfleet {version('daskfleet')} · {PEERS['distributed'][0]} · "
+        f"ray (newest) · Python {platform.python_version()} · {os.cpu_count()} cores, {platform.machine()}"
+    )
+
+
+if __name__ == "__main__":
+    main()
