@@ -35,6 +35,8 @@ LINGER = 1.0  # s
 PATIENCE = 30.0  # s that a local connection waits for the pod to listen
 KEEPALIVE = 30.0  # s between pings that keep load balancers from dropping an idle websocket
 DATA, ERROR = 0, 1
+# How kubelets and container runtimes say that the pod was not reached, as opposed to a connection that broke.
+_NOT_REACHED = ("refused", "failed to connect", "not found", "not running", "not exist", "no such")
 
 
 class _Refused(Exception):
@@ -138,7 +140,7 @@ class PortForward:
             except KubernetesError as error:  # the pod went, or the API server restarts
                 self.problem = error
             await asyncio.sleep(delay)
-            delay = min(delay * 1.5, 0.25)
+            delay = min(delay * 1.5, 0.3)
 
     async def _open(self, pod: str) -> Any:
         path = resource_path("pods", self._namespace, pod, "portforward")
@@ -239,7 +241,7 @@ class _Connection:
         self._writer.write_eof()
 
     def _fail(self, problem: str) -> None:
-        if self._unanswered is not None and "refused" in problem:
+        if self._unanswered is not None and any(words in problem for words in _NOT_REACHED):
             raise _Refused("nothing listens there")
         raise ConnectionResetError(problem)
 

@@ -2,8 +2,8 @@
 
 It is a class of its own so that nothing on the loop refers to the `KubeCluster`, which can thus be collected. Order
 matters for speed and for errors: local ports are bound before anything is created (a port in use costs nothing then),
-the scheduler's pod is tried the moment its container runs (Ready comes up to a probe period later), and the token is
-read while the container starts.
+the scheduler's pod is tried from the moment that it has a node (that it is Running is seen up to a second late, that it
+is Ready up to two), and the token is read while the container starts.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Link:
         view = self.view
 
         async def pod() -> str:
-            return str((await view.wait_until(view.running_scheduler))["metadata"]["name"])
+            return str((await view.wait_until(view.placed_scheduler))["metadata"]["name"])
 
         return PortForward(self.api, self.namespace, pod, port, local_port)
 
@@ -187,7 +187,8 @@ class Link:
             await self.view.change()  # the pod cannot run before the Secret is there, so a change will come
 
     async def _find_scheduler(self) -> dict[str, Any]:
-        await self.view.wait_until(self.view.running_scheduler)
+        # Name servers remember for seconds that a Service was not there yet, so inside it is asked for only when it is.
+        await self.view.wait_until(self.view.placed_scheduler if self._forwards else self.view.running_scheduler)
         delay = 0.02
         while True:
             endpoint = await self._endpoint()

@@ -125,6 +125,14 @@ class View:
         pod = self.scheduler()
         return pod if pod is not None and diagnosis.running(pod) else None
 
+    def placed_scheduler(self) -> Object | None:
+        """The scheduler's pod once it has a node, whose kubelet can be asked to forward ports into it.
+
+        The kubelet looks at its containers once a second, so this is up to a second before `running_scheduler`.
+        """
+        pod = self.scheduler()
+        return pod if pod is not None and pod["spec"].get("nodeName") else None
+
     def workers(self) -> list[Object]:
         """The worker pods that are not terminating."""
         return [pod for pod in self._component("worker") if self._ours(pod)]
