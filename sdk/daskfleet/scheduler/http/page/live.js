@@ -3,6 +3,7 @@
 "use strict";
 
 const WINDOW = 120; // seconds that the charts reach back
+const STREAM = 30; // and the task stream
 const SHOWN = 250; // rows of the table of workers
 const LANES = 60; // workers in the task stream
 const STATES = ["memory", "erred", "processing", "queued", "waiting", "no-worker", "released"];
@@ -41,10 +42,12 @@ const count = (n) => Math.round(n).toLocaleString("en");
 const rate = (n) => (n > 0 && n < 10 ? n.toFixed(1) : count(n));
 const sum = (list, of) => list.reduce((total, item) => total + of(item), 0);
 
-function hue(text) {
-  let hash = 0;
-  for (const character of text) hash = (hash * 31 + character.codePointAt(0)) >>> 0;
-  return (hash * 137.508) % 360;
+// One colour a prefix, in the order in which they are met: the golden angle keeps neighbours apart.
+const hues = new Map();
+
+function colourOf(prefix) {
+  if (!hues.has(prefix)) hues.set(prefix, (210 + hues.size * 137.508) % 360);
+  return `hsl(${hues.get(prefix)} 55% ${matchMedia("(prefers-color-scheme: dark)").matches ? 60 : 48}%)`;
 }
 
 // Parts -----------------------------------------------------------------------------------------------------------------
@@ -67,7 +70,7 @@ function meter(value, limit, text, extra = "") {
 }
 
 // A line over the last WINDOW seconds: `points` are [time, value].
-function chart(points, now, format, limit = 0) {
+function chart(points, now, format, limit = 0, steps = [1, 2, 2.5, 5, 10]) {
   const NS = "http://www.w3.org/2000/svg";
   const make = (tag, attributes, text) => {
     const node = document.createElementNS(NS, tag);
@@ -76,7 +79,7 @@ function chart(points, now, format, limit = 0) {
     return node;
   };
   const width = 600, height = 144, left = 62, bottom = 18;
-  const top = nice(Math.max(limit, ...points.map((point) => point[1]), 1e-9));
+  const top = nice(Math.max(limit, ...points.map((point) => point[1]), 1), steps);
   const x = (time) => left + (width - left) * (1 - (now - time) / WINDOW);
   const y = (value) => (height - bottom) * (1 - value / top) + 4;
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img" });
@@ -100,9 +103,11 @@ function chart(points, now, format, limit = 0) {
   return svg;
 }
 
-function nice(value) {
-  const base = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 2.5, 5, 10].map((step) => step * base).find((step) => step >= value * 0.999);
+// The round number above `value`: one of `steps`, which end in the base of the numbers, times a power of that base.
+function nice(value, steps) {
+  const radix = steps[steps.length - 1];
+  const base = radix ** Math.floor(Math.log(value) / Math.log(radix));
+  return steps.map((step) => step * base).find((step) => step >= value * 0.999) || radix * base;
 }
 
 // What was seen ---------------------------------------------------------------------------------------------------------
@@ -131,7 +136,7 @@ function remember(frame) {
   }
   past.end = frame.time;
   for (const name of ["done", "speed", "memory"]) past[name] = past[name].filter((point) => frame.time - point[0] <= WINDOW + 2);
-  past.bars = past.bars.filter((one) => frame.time - one.end <= WINDOW).slice(-20000);
+  past.bars = past.bars.filter((one) => frame.time - one.end <= STREAM).slice(-20000);
 }
 
 // Panels: each fills `body` and may set a note beside its heading ------------------------------------------------------
@@ -139,7 +144,7 @@ function remember(frame) {
 const panels = {
   states(body, frame, note) {
     const total = sum(STATES, (state) => frame.tasks[state] || 0);
-    note(`${count(total)} known, ${count(frame.computed)} runs done since the start`);
+    note(`${count(total)} known`);
     const parts = STATES.map((state) => [state, frame.tasks[state] || 0]);
     const legend = el("ul", { class: "legend" });
     for (const [state, n] of parts) {
@@ -178,13 +183,13 @@ const panels = {
     const limit = sum(frame.workers, (worker) => worker.memory_limit);
     const held = sum(frame.workers, (worker) => worker.nbytes);
     note(`${bytes(used)}${limit ? ` of ${bytes(limit)}` : ""} in use, ${bytes(held)} of it task results`);
-    body.replaceChildren(chart(past.memory, frame.time, bytes, limit && used > limit / 4 ? limit : 0));
+    body.replaceChildren(chart(past.memory, frame.time, bytes, limit && used > limit / 4 ? limit : 0, [1, 2, 4, 8, 16]));
   },
 
   stream(body, frame, note) {
     let canvas = body.querySelector("canvas");
     if (!canvas) {
-      canvas = el("canvas", { role: "img", "aria-label": "What each worker ran over the last two minutes" });
+      canvas = el("canvas", { role: "img", "aria-label": "What each worker ran over the last half minute" });
       body.replaceChildren(canvas, el("ul", { class: "legend" }));
     }
     drawStream(canvas, body.querySelector("ul"), frame);
@@ -268,8 +273,7 @@ function drawStream(canvas, legend, frame) {
   const colour = (name) => style.getPropertyValue(name).trim();
   draw.scale(scale, scale);
   draw.font = `11px ${getComputedStyle(document.body).fontFamily}`;
-  const x = (time) => left + (width - left) * (1 - (frame.time - time) / WINDOW);
-  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const x = (time) => left + (width - left) * (1 - (frame.time - time) / STREAM);
   const index = new Map(names.map((name, i) => [name, i]));
   const threads = new Map(frame.workers.map((worker) => [worker.name, worker.nthreads]));
   draw.textBaseline = "middle";
@@ -283,7 +287,7 @@ function drawStream(canvas, legend, frame) {
   const visible = past.bars.filter((one) => index.has(one.worker)).sort((a, b) => a.start - b.start);
   for (const one of visible) {
     seen.set(one.prefix, (seen.get(one.prefix) || 0) + one.end - one.start);
-    draw.fillStyle = `hsl(${hue(one.prefix)} 55% ${dark ? 60 : 48}%)`;
+    draw.fillStyle = colourOf(one.prefix);
     const y = index.get(one.worker) * row, from = Math.max(x(one.start), left);
     const n = one.runs ? 1 : Math.min(threads.get(one.worker) || 1, 8);
     const busy = lanes.get(one.worker) || [];
@@ -296,14 +300,14 @@ function drawStream(canvas, legend, frame) {
     draw.fillRect(from, y + (lane * (row - 2)) / n, Math.max(x(one.end) - from - (one.runs ? 0 : 0.5), 0.5), (row - 2) / n);
   }
   draw.fillStyle = colour("--muted");
-  for (const ago of [120, 90, 60, 30, 0]) {
-    draw.textAlign = ago === 120 ? "left" : ago ? "center" : "right";
+  for (const ago of [30, 20, 10, 0]) {
+    draw.textAlign = ago === STREAM ? "left" : ago ? "center" : "right";
     draw.fillText(ago ? `−${ago} s` : "now", x(frame.time - ago), height - 6);
   }
   const busiest = [...seen].sort((a, b) => b[1] - a[1]).slice(0, 12);
   legend.replaceChildren(...busiest.map(([prefix, spent]) => {
     const mark = el("i");
-    mark.style.background = `hsl(${hue(prefix)} 55% ${dark ? 60 : 48}%)`;
+    mark.style.background = colourOf(prefix);
     return el("li", {}, mark, prefix, el("b", {}, seconds(spent)));
   }));
 }
@@ -322,16 +326,16 @@ function tiles(frame) {
   const open = frame.tasks.queued + frame.tasks.waiting + frame.tasks["no-worker"];
   const figures = [
     ["Workers", count(frame.workers.length), `${count(sum(frame.workers, (worker) => worker.nthreads))} threads`],
-    ["Processing", count(frame.tasks.processing), open ? `${count(open)} to come` : ""],
-    ["Throughput", `${rate(speed)}/s`, ""],
-    ["Failed", count(frame.tasks.erred), ""],
+    ["Processing", count(frame.tasks.processing), `${count(open)} to come`],
+    ["Throughput", `${rate(speed)}/s`, `${count(frame.computed)} runs done`],
+    ["Failed", count(frame.tasks.erred), frame.tasks.erred ? "see Exceptions" : "tasks"],
     ["Memory", bytes(used), limit ? `of ${bytes(limit)}` : ""],
-    ["Clients", count(frame.clients), ""],
+    ["Clients", count(frame.clients), "connected"],
     ["Scheduler", `${count(frame.cpu)} %`, bytes(frame.memory)],
-    ["Up", seconds(frame.time - frame.started), ""],
+    ["Up", seconds(frame.time - frame.started), `since ${new Date(frame.started * 1000).toLocaleTimeString()}`],
   ];
   list.replaceChildren(...figures.map(([name, value, more]) =>
-    el("div", {}, el("dt", {}, name), el("dd", {}, value, more ? el("small", {}, more) : ""))));
+    el("div", {}, el("dt", {}, name), el("dd", {}, value, el("small", {}, more)))));
   document.getElementById("address").textContent = frame.address;
 }
 
