@@ -110,8 +110,7 @@ class Adaptive:
 
     async def target(self) -> int:
         """How many workers the scheduler could use."""
-        answer = await self.cluster._fetch("/api/v1/adaptive_target", target_duration=f"{self.target_duration}s")
-        return int(answer["workers"])
+        return await self.cluster._adaptive_target(self.target_duration)
 
     async def safe_target(self) -> int:
         """`target` within the bounds."""
@@ -119,9 +118,7 @@ class Adaptive:
 
     async def workers_to_close(self, target: int) -> list[str]:
         """Names of the workers that are cheapest to close to come down to `target`."""
-        surplus = max(0, len(self.cluster.plan) - target)
-        answer = await self.cluster._fetch("/api/v1/workers_to_close", n=surplus)
-        return [str(worker["name"]) for worker in answer["workers"]]
+        return await self.cluster._workers_to_close(max(0, len(self.cluster.plan) - target))
 
     async def scale_up(self, n: int) -> None:
         """Come up to `n` workers."""

@@ -142,6 +142,16 @@ class Cluster:
         """Retire the workers of these names; by default, whichever the manager chooses."""
         await self._scale(max(0, len(self.observed) - len(names)))
 
+    async def _adaptive_target(self, target_duration: float) -> int:
+        """How many workers the scheduler could use to be done in `target_duration` seconds."""
+        answer = await self._fetch("/api/v1/adaptive_target", target_duration=f"{target_duration}s")
+        return int(answer["workers"])
+
+    async def _workers_to_close(self, n: int) -> list[str]:
+        """Names of the `n` workers that are cheapest to close."""
+        answer = await self._fetch("/api/v1/workers_to_close", n=n)
+        return [str(worker["name"]) for worker in answer["workers"]]
+
     async def _shortfall(self) -> str:
         """Why workers are missing, as far as the manager knows; raise if they are certain not to come."""
         return ""

@@ -1,0 +1,614 @@
+"""`SpecCluster`: a cluster made of a scheduler and workers that are each described by a class and its options.
+
+SSH, batch queues and whatever users write stand on it. A manager says what its processes are (`ProcessInterface`:
+start, close, finished); all else is here, once. It works by levels, as an operator does: `worker_spec` is what there is
+to be, `workers` what there is, and `_correct_state` makes the second follow the first. A process that ends by itself is
+started again, since the spec still has it, unless it ended on purpose; one that keeps dying is started ever more
+rarely, and `wait_for_workers` then says why instead of waiting on.
+
+`LocalCluster` is not one of these: its workers are forked off one warm helper process for all of them, which is why two
+are up in a quarter of a second, and a class for each process would take that away.
+
+The token: every cluster gets one unless `security` says otherwise, and every process whose class takes a `security`
+gets it from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import copy
+import importlib
+import inspect
+import itertools
+import logging
+import math
+import uuid
+import weakref
+from collections.abc import Generator, Iterable
+from typing import Any, Self
+
+from daskfleet import loop as loops
+from daskfleet import system
+from daskfleet.deploy import registry
+from daskfleet.deploy.adaptive import Adaptive
+from daskfleet.deploy.cluster import Cluster, Log, Logs, Status
+from daskfleet.deploy.scheduler_link import LocalLink, RemoteLink, SchedulerLink
+from daskfleet.exceptions import DaskfleetError
+from daskfleet.scheduler.server import Scheduler
+from daskfleet.security import Security
+
+logger = logging.getLogger(__name__)
+
+#: A process that lived for so many seconds was no false start.
+LIVED = 30.0
+#: False starts in a row after which waiting for workers is given up.
+HOPELESS = 3
+#: Seconds before the next attempt after a false start, doubled with each in a row, up to the last.
+BACKOFF = (0.5, 300.0)
+
+_adopting: contextvars.ContextVar[registry.Entry | None] = contextvars.ContextVar("adopting", default=None)
+
+
+class ProcessInterface:
+    """A scheduler or worker process somewhere, as `SpecCluster` handles it; awaitable.
+
+    Parameters
+    ----------
+    scheduler
+        The scheduler's address, for workers.
+    name
+        What the process is called.
+
+    Attributes
+    ----------
+    address
+        Where it listens, once it runs and if that is known.
+    external_address
+        Where clients reach it, if that differs.
+    failure
+        Why it ended, ``""`` while it runs or when it ended on purpose.
+    renew
+        Whether it is to be followed by another although it ended on purpose (its time was up, say).
+    """
+
+    def __init__(self, scheduler: str | None = None, name: Any = None) -> None:
+        self.scheduler = scheduler
+        self.name = name
+        self.address: str | None = None
+        self.external_address: str | None = None
+        self.status = Status.created
+        self.failure = ""
+        self.renew = False
+        self._lock = asyncio.Lock()
+        self._ended = asyncio.Event()
+
+    async def start(self) -> None:
+        """Start it; subclasses do that and then call this."""
+        self.status = Status.running
+
+    async def close(self) -> None:
+        """End it; subclasses do that and then call this."""
+        self.status = Status.closed
+        self._ended.set()
+
+    async def finished(self) -> None:
+        """Wait until it has ended, whoever ended it."""
+        await self._ended.wait()
+
+    def logs(self) -> str:
+        """What it has written, as far as that is known here."""
+        return ""
+
+    def waiting_for(self) -> str:
+        """Why its workers are not there yet, if that is known; ``""`` otherwise."""
+        return ""
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        async def once() -> Self:
+            async with self._lock:
+                if self.status is Status.created:
+                    await self.start()
+            return self
+
+        return once().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}: {self.status}>"
+
+
+def load_class(cls: Any) -> Any:
+    """The class itself, or the one that a text such as ``"daskfleet.Nanny"`` names.
+
+    Raises
+    ------
+    ValueError
+        There is none of that name.
+    """
+    if not isinstance(cls, str):
+        return cls
+    module, _, name = cls.rpartition(".")
+    module = {"distributed": "daskfleet", "dask.distributed": "daskfleet"}.get(module, module)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"class {cls!r} cannot be found: {error}") from None
+
+
+def takes(cls: Any, parameter: str) -> bool:
+    """Whether `cls` can be called with this keyword argument."""
+    parameters = inspect.signature(cls).parameters
+    return parameter in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+class SpecCluster(Cluster):
+    """A cluster whose scheduler and workers are described by classes and options.
+
+    Parameters
+    ----------
+    workers
+        ``{name: {"cls": class, "options": {…}}}``; the class is called with the scheduler's address and the options. A
+        key ``"group"`` with a list of suffixes says that the process is several workers, named ``name + suffix``.
+    scheduler
+        ``{"cls": class, "options": {…}}``; by default a `daskfleet.Scheduler` in this process, on a free port.
+    worker
+        The same, for the workers that `scale` adds.
+    asynchronous, loop
+        As `Cluster` has them.
+    security
+        Token and certificates; by default a fresh token.
+    silence_logs
+        A logging level for daskfleet's loggers in this process, False to leave them.
+    name
+        By default the class's name and some random characters. `from_name` finds the cluster by it.
+    shutdown_on_close
+        Whether `close` ends the processes. Otherwise they go on (those that do not live in this process), and
+        `from_name` finds them.
+
+    Examples
+    --------
+    >>> from daskfleet import Scheduler, Nanny  # doctest: +SKIP
+    >>> cluster = SpecCluster(  # doctest: +SKIP
+    ...     scheduler={"cls": Scheduler, "options": {"port": 0}},
+    ...     workers={
+    ...         "small": {"cls": Nanny, "options": {"nthreads": 1}},
+    ...         "big": {"cls": Nanny, "options": {"nthreads": 4}},
+    ...     },
+    ... )
+    """
+
+    def __init__(
+        self,
+        workers: dict[Any, dict[str, Any]] | None = None,
+        scheduler: dict[str, Any] | None = None,
+        worker: dict[str, Any] | None = None,
+        asynchronous: bool = False,
+        loop: Any = None,
+        security: Security | None = None,
+        silence_logs: Any = False,
+        name: str | None = None,
+        shutdown_on_close: bool = True,
+    ) -> None:
+        entry = _adopting.get()
+        if entry is not None:
+            name, security = entry.name, security or entry.security
+        super().__init__(
+            name=name or f"{type(self).__name__}-{uuid.uuid4().hex[:8]}",
+            asynchronous=asynchronous,
+            loop=loop,
+            security=security or Security.with_token(),
+        )
+        if silence_logs:
+            logging.getLogger("daskfleet").setLevel(silence_logs)
+        self.worker_spec: dict[Any, dict[str, Any]] = copy.copy(workers or {})
+        self.scheduler_spec = scheduler
+        self.new_spec = worker
+        self.shutdown_on_close = shutdown_on_close
+        self.scheduler: Any = None
+        self.workers: dict[Any, Any] = {}
+        self._entry = entry
+        self._scheduler_link: SchedulerLink | None = None
+        self._names = itertools.count()
+        self._correcting = asyncio.Lock()
+        self._again = False
+        self._false_starts: list[str] = []
+        self._not_before = 0.0
+        self._watches: set[asyncio.Task[None]] = set()
+        if not self.asynchronous:
+            self.sync(self._ensure_started)
+
+    @classmethod
+    def from_name(cls, name: str, **options: Any) -> Self:
+        """The cluster of this name, made by this user in this or another process.
+
+        `options` replace some of those with which it was made. It is not ended when this object closes.
+
+        Raises
+        ------
+        ValueError
+            There is none; the message says which there are.
+        """
+        entry = registry.find(name)
+        mine = f"{cls.__module__}:{cls.__qualname__}"
+        given = entry.options if entry.manager == mine else {}
+        token = _adopting.set(entry)
+        try:
+            return cls(**{**given, "shutdown_on_close": False, **options})
+        finally:
+            _adopting.reset(token)
+
+    def _options(self) -> dict[str, Any]:
+        """With which keyword arguments `from_name` makes this object again."""
+        return {}
+
+    # -------------------------------------------------------------------------------------------------------- life
+
+    async def _start(self) -> None:
+        if self._entry is not None:
+            await self._connect(self._entry.address)
+            await self._find_workers()
+        else:
+            await self._start_scheduler()
+        self.status = Status.running  # processes are started for a running cluster only
+        await self._correct_state(raising=True)
+        await self._refresh()
+        if self._entry is None:
+            registry.record(self.name, self._info, self.security, type(self), self._options())
+
+    async def _start_scheduler(self) -> None:
+        spec = self.scheduler_spec or {"cls": Scheduler, "options": {"port": 0}}
+        cls, options = load_class(spec["cls"]), dict(spec.get("options", {}))
+        if takes(cls, "security"):
+            options.setdefault("security", self.security)
+        self.scheduler = cls(**options)
+        await self.scheduler
+        await self._connect(getattr(self.scheduler, "external_address", None) or self.scheduler.address)
+
+    async def _connect(self, address: str) -> None:
+        """Speak with the scheduler from now on."""
+        self.scheduler_address = address
+        if isinstance(self.scheduler, Scheduler):
+            self._scheduler_link = LocalLink(self.scheduler)
+        else:
+            self._scheduler_link = RemoteLink(address, self.security)
+        await self._refresh()
+        self.http_address = self._scheduler_link.http_address
+
+    async def _find_workers(self) -> None:
+        """Fill `worker_spec` and `workers` with those that an adopted cluster has already."""
+
+    async def _stop(self) -> None:
+        watches, self._watches = self._watches, set()
+        for watch in watches:
+            watch.cancel()
+        workers, self.workers = list(self.workers.values()), {}
+        self.worker_spec = {}
+        link = self._scheduler_link
+        in_process = isinstance(self.scheduler, Scheduler)
+        if self.shutdown_on_close or in_process:
+            await self._end_processes(workers, link)
+            if self.scheduler is not None:
+                await self.scheduler.close()
+            if self._entry is None:
+                registry.forget(self.name)
+        if link is not None:
+            link.close()
+
+    async def _end_processes(self, workers: list[Any], link: SchedulerLink | None) -> None:
+        if link is not None:
+            with contextlib.suppress(OSError, TimeoutError, DaskfleetError):  # gone already
+                await link.shut_down()
+        for outcome in await asyncio.gather(*(worker.close() for worker in workers), return_exceptions=True):
+            if isinstance(outcome, Exception):
+                logger.warning("closing a worker of %s: %s", self.name, outcome)
+
+    # -------------------------------------------------------------------------------------------- making it so
+
+    def _spawn_correction(self) -> None:
+        task = loops.start_soon(self.loop, self._correct_state())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _correct_state(self, raising: bool = False) -> None:
+        """Start and close processes until there is what `worker_spec` says."""
+        self._again = True
+        async with self._correcting:
+            if not self._again:
+                return  # whoever was ahead of us has seen our change
+            self._again = False
+            if self.status is not Status.running:
+                return
+            surplus = [name for name in self.workers if name not in self.worker_spec]
+            await self._close_workers(surplus)
+            wait = self._not_before - self.loop.time()
+            missing = [name for name in self.worker_spec if name not in self.workers]
+            if missing and wait > 0:
+                self._later(wait)
+                return
+            errors = await self._open_workers(missing)
+        if errors:
+            for name in missing:
+                if name not in self.workers:
+                    self.worker_spec.pop(name, None)
+            if raising:
+                raise errors[0]
+
+    def _later(self, seconds: float) -> None:
+        ref = weakref.ref(self)
+
+        def again() -> None:
+            if (cluster := ref()) is not None and cluster.status is Status.running:
+                cluster._spawn_correction()
+
+        self.loop.call_later(seconds, again)
+
+    async def _open_workers(self, names: list[Any]) -> list[Exception]:
+        """Start the processes of these names together; the errors of those that could not be."""
+        made = {}
+        for name in names:
+            spec = self.worker_spec[name]
+            cls, options = load_class(spec["cls"]), dict(spec.get("options", {}))
+            options.setdefault("name", name)
+            if takes(cls, "security"):
+                options.setdefault("security", self.security)
+            address = getattr(self.scheduler, "contact_address", None) or self.scheduler_address
+            made[name] = cls(address, **options)
+        self.workers.update(made)
+        errors = []
+        for (name, worker), error in zip(
+            made.items(), await asyncio.gather(*map(_started, made.values())), strict=True
+        ):
+            if error is None:
+                self._watch(name, worker)
+                continue
+            self.workers.pop(name, None)
+            errors.append(error)
+            self._false_start(f"worker {name}: {error}")
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                await worker.close()
+        return errors
+
+    def _watch(self, name: Any, worker: Any) -> None:
+        task = self.loop.create_task(_until_finished(weakref.ref(self), name, worker))
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
+
+    def _on_finished(self, name: Any, worker: Any, lived: float) -> None:
+        """A process has ended: forget it if that was on purpose, else let there be another."""
+        if self.workers.get(name) is not worker or self.status is not Status.running:
+            return
+        del self.workers[name]
+        failure = failure_of(worker)
+        if not failure and not getattr(worker, "renew", False):
+            self.worker_spec.pop(name, None)
+            return
+        if failure:
+            logger.warning("worker %s of %s ended: %s", name, self.name, failure)
+            if lived < LIVED:
+                self._false_start(f"worker {name}: {failure}")
+            else:
+                self._false_starts.clear()
+        if name in self.worker_spec:
+            self._spawn_correction()
+
+    def _false_start(self, why: str) -> None:
+        self._false_starts.append(why)
+        del self._false_starts[:-10]
+        pause = min(BACKOFF[0] * 2 ** (len(self._false_starts) - 1), BACKOFF[1])
+        self._not_before = self.loop.time() + pause
+
+    async def _close_workers(self, names: list[Any]) -> None:
+        """Retire the workers of these processes, then end the processes."""
+        if not names:
+            return
+        members = [member for name in names for member in self._members(name)]
+        if self._scheduler_link is not None:
+            with contextlib.suppress(OSError, TimeoutError, DaskfleetError):  # then they end without handing over
+                registered = await self._registered()
+                await self._scheduler_link.retire([member for member in members if member in registered])
+        closing = [self.workers.pop(name) for name in names if name in self.workers]
+        await asyncio.gather(*(worker.close() for worker in closing))
+        await self._refresh()
+
+    # ------------------------------------------------------------------------------------------------- how many
+
+    def _members(self, name: Any) -> list[str]:
+        """Names of the workers that the process `name` is or will be."""
+        group = self.worker_spec.get(name, self.new_spec or {}).get("group")
+        return [f"{name}{suffix}" for suffix in group] if group else [str(name)]
+
+    @property
+    def _group_size(self) -> int:
+        return len((self.new_spec or {}).get("group") or [""])
+
+    @property
+    def plan(self) -> set[str]:
+        return {member for name in list(self.worker_spec) for member in self._members(name)}
+
+    @property
+    def requested(self) -> set[str]:
+        return {member for name in list(self.workers) for member in self._members(name)}
+
+    def _new_worker_name(self, number: int) -> Any:
+        """What the process with this number is called."""
+        return number
+
+    def new_worker_spec(self) -> dict[Any, dict[str, Any]]:
+        """``{name: spec}`` of one more process."""
+        if self.new_spec is None:
+            raise ValueError(f"{type(self).__name__} was made without worker=…, so it cannot be scaled up")
+        name = self._new_worker_name(next(self._names))
+        while name in self.worker_spec or name in self.workers:
+            name = self._new_worker_name(next(self._names))
+        return {name: copy.copy(self.new_spec)}
+
+    def scale(self, n: int | None = None, memory: str | int | None = None, cores: int | None = None) -> Any:
+        """Ask for `n` workers, or for as many as have this `memory` or these `cores` together. Returns at once."""
+        wanted = self._how_many(n, memory, cores)
+        self._false_starts.clear()  # whoever asks again has mended something, so there is nothing to wait for
+        self._not_before = 0.0
+        return self.sync(self._scale, wanted)
+
+    def _how_many(self, n: int | None, memory: str | int | None, cores: int | None) -> int:
+        from dask.utils import parse_bytes
+
+        counts = [n] if n is not None else []
+        if memory is not None:
+            counts.append(math.ceil(parse_bytes(memory) / self._memory_per_worker()))
+        if cores is not None:
+            counts.append(math.ceil(cores / self._threads_per_worker()))
+        if not counts:
+            raise ValueError("scale: say how many workers, or how much memory, or how many cores")
+        return max(counts)
+
+    def _threads_per_worker(self) -> int:
+        options = (self.new_spec or {}).get("options", {})
+        return int(options.get("nthreads") or system.cpu_count())
+
+    def _memory_per_worker(self) -> int:
+        options = (self.new_spec or {}).get("options", {})
+        limit = system.parse_memory_limit(options.get("memory_limit", "auto"), self._threads_per_worker())
+        if not limit:
+            raise ValueError("the workers have no memory limit, so memory cannot say how many to have")
+        return limit
+
+    async def _scale(self, n: int) -> None:
+        if n < 0:
+            raise ValueError(f"scale({n}): a cluster cannot have fewer than 0 workers")
+        wanted = math.ceil(n / self._group_size)
+        if len(self.worker_spec) > wanted:
+            for name in (await self._cheapest())[: len(self.worker_spec) - wanted]:
+                del self.worker_spec[name]
+        while len(self.worker_spec) < wanted:
+            self.worker_spec.update(self.new_worker_spec())
+        self._spawn_correction()
+
+    async def _scale_down(self, names: list[str]) -> None:
+        chosen = {str(name) for name in names}
+        for name in list(self.worker_spec):
+            if chosen.issuperset(self._members(name)):
+                del self.worker_spec[name]
+        self._spawn_correction()
+
+    def scale_up(self, n: int) -> Any:
+        """Come up to `n` workers; never down."""
+        return self.sync(self._scale, max(n, len(self.plan)))
+
+    def scale_down(self, workers: Iterable[Any]) -> Any:
+        """Close the workers of these names."""
+        return self.sync(self._scale_down, [str(worker) for worker in workers])
+
+    async def _registered(self) -> set[str]:
+        await self._refresh()
+        return self.observed
+
+    async def _cheapest(self) -> list[Any]:
+        """Names of the processes, the cheapest to end first: those without a worker yet, the newest before others."""
+        registered = await self._registered()
+        link, order = self._scheduler_link, list(self.worker_spec)
+        pending = [name for name in order if registered.isdisjoint(self._members(name))][::-1]
+        ranks: dict[str, int] = {}
+        if link is not None and len(pending) < len(order):
+            members = [member for name in order for member in self._members(name) if member in registered]
+            with contextlib.suppress(OSError):  # no dashboard to ask: the newest first
+                ranks = {name: rank for rank, name in enumerate(await link.by_cost(members))}
+        rest = [name for name in reversed(order) if name not in pending]
+        return pending + sorted(rest, key=lambda name: max(ranks.get(member, 0) for member in self._members(name)))
+
+    def adapt(
+        self,
+        minimum: int | None = None,
+        maximum: int | float | None = None,
+        *,
+        minimum_cores: int | None = None,
+        maximum_cores: int | None = None,
+        minimum_memory: str | int | None = None,
+        maximum_memory: str | int | None = None,
+        Adaptive: type[Adaptive] = Adaptive,
+        **options: Any,
+    ) -> Any:
+        """Let the load decide the number of workers, between bounds in workers, cores or memory.
+
+        Raises
+        ------
+        ValueError
+            The scheduler runs without a dashboard, over which a remote one is asked for its load.
+        """
+        low = [minimum] if minimum is not None else []
+        low += [self._how_many(None, minimum_memory, minimum_cores)] if minimum_memory or minimum_cores else []
+        high = [maximum] if maximum is not None else []
+        high += [self._how_many(None, None, maximum_cores)] if maximum_cores else []
+        high += [self._how_many(None, maximum_memory, None)] if maximum_memory else []
+        if not self.http_address and not isinstance(self._scheduler_link, LocalLink):
+            raise ValueError("adaptive scaling asks the scheduler over HTTP: run it with a dashboard")
+        if self._adaptive is not None:
+            self._adaptive.stop()
+        self._adaptive = Adaptive(self, minimum=max(low, default=0), maximum=min(high, default=math.inf), **options)
+        self._adaptive.start()
+        return self._adaptive
+
+    async def _adaptive_target(self, target_duration: float) -> int:
+        assert self._scheduler_link is not None
+        return await self._scheduler_link.adaptive_target(target_duration)
+
+    async def _workers_to_close(self, n: int) -> list[str]:
+        names = (await self._cheapest())[: n // self._group_size]
+        return [member for name in names for member in self._members(name)]
+
+    # ------------------------------------------------------------------------------------------------- looking
+
+    async def _refresh(self) -> None:
+        if self._scheduler_link is not None:
+            self._info = await self._scheduler_link.identity()
+
+    async def _shortfall(self) -> str:
+        why = [worker.waiting_for() for worker in self.workers.values() if hasattr(worker, "waiting_for")]
+        why = sorted({text for text in why if text})
+        times = len(self._false_starts)
+        hopeless = times >= HOPELESS and not self._info["workers"]
+        if times and (hopeless or not self.worker_spec):
+            raise DaskfleetError(f"workers do not start (attempts that failed: {times}); {self._false_starts[-1]}")
+        return "; ".join((why or self._false_starts)[-3:])
+
+    async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: bool = True) -> Logs:
+        logs = Logs()
+        if cluster:
+            logs["Cluster"] = Log("\n".join(self._false_starts))
+        parts = {"Scheduler": self.scheduler} if scheduler else {}
+        parts |= {str(name): worker for name, worker in self.workers.items()} if workers else {}
+        for name, process in parts.items():
+            if hasattr(process, "logs"):
+                logs[name] = Log(await asyncio.to_thread(process.logs))
+        return logs
+
+
+async def _started(worker: Any) -> Exception | None:
+    try:
+        await worker
+    except Exception as error:
+        return error
+    return None
+
+
+async def _until_finished(ref: weakref.ref[SpecCluster], name: Any, worker: Any) -> None:
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    await worker.finished()
+    cluster = ref()
+    if cluster is not None:
+        cluster._on_finished(name, worker, getattr(worker, "lived", None) or loop.time() - begun)
+
+
+def failure_of(worker: Any) -> str:
+    """Why a process ended, ``""`` if that was on purpose; our `Nanny` tells by its exit status."""
+    failure = getattr(worker, "failure", None)
+    if failure is not None:
+        return str(failure)
+    status = getattr(worker, "exit_status", None)
+    return f"exit status {status}" if status else ""

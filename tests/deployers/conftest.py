@@ -1,0 +1,30 @@
+"""What the tests of the deployers share: a place of their own for what clusters note about themselves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where this test's clusters are recorded; nothing is left in it when all were closed."""
+    home = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("XDG_STATE_HOME", str(home))
+    yield home
+
+
+@pytest.fixture
+def eventually() -> Callable[..., None]:
+    """Wait until something is true; the time is a deadline for a hang, not a measurement."""
+
+    def wait(what: Callable[[], object], timeout: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout
+        while not what():
+            assert time.monotonic() < deadline, f"still not so after {timeout:g} s"
+            time.sleep(0.05)
+
+    return wait
