@@ -93,3 +93,12 @@ def test_worker_groups_are_named_after_their_cluster_once():
     assert group["metadata"]["name"] == "c-gpu" == group_name("c", "c-gpu")
     assert group["metadata"]["labels"]["dask.org/cluster-name"] == "c"
     assert group["spec"]["cluster"] == "c" and group["spec"]["worker"]["replicas"] == 2
+
+
+def test_the_engine_decides_image_and_commands():
+    spec = make_cluster_spec("c", engine="dask")["spec"]
+    scheduler, worker = (spec[part]["spec"]["containers"][0] for part in ("scheduler", "worker"))
+    assert scheduler["args"][:2] == ["dask", "scheduler"] and worker["args"][:2] == ["dask", "worker"]
+    assert scheduler["image"] == worker["image"] != DEFAULT_IMAGE
+    with pytest.raises(ValueError, match="engine='ray': one of daskfleet, dask"):
+        make_worker_spec(engine="ray")

@@ -27,7 +27,7 @@ from daskfleet.deploy.kubernetes.errors import (
 )
 from daskfleet.deploy.kubernetes.link import Link
 from daskfleet.deploy.kubernetes.progress import Progress
-from daskfleet.deploy.kubernetes.spec import DEFAULT_IMAGE, Env, Spec
+from daskfleet.deploy.kubernetes.spec import Env, Spec
 
 # Seconds that `close` waits for the garbage collector to reach the pods; it will, also without us.
 CLOSE_PATIENCE = 5.0
@@ -85,6 +85,9 @@ class KubeCluster(Cluster):
         Local port for the scheduler when it is forwarded; a free one by default.
     jupyter
         Run a Jupyter server inside the scheduler, at `jupyter_link`.
+    engine
+        ``daskfleet``, or ``dask`` to run upstream's ``distributed`` (image, commands and client) under the same
+        resources. Of a cluster that exists it is found out.
     loop, asynchronous, quiet
         As in `daskfleet.deploy.cluster.Cluster`.
     context
@@ -122,19 +125,21 @@ class KubeCluster(Cluster):
         custom_cluster_spec: Spec | str | Path | None = None,
         scheduler_forward_port: int | None = None,
         jupyter: bool = False,
+        engine: str | None = None,
         loop: Any = None,
         asynchronous: bool = False,
         quiet: bool = False,
         context: str | None = None,
     ) -> None:
         self.namespace = _configured("namespace", namespace, None)
-        self.image = str(_configured("image", image, DEFAULT_IMAGE))
+        self.engine = str(_configured("engine", engine, "daskfleet"))
+        self.image = str(_configured("image", image, specs.engine_called(self.engine).image))
         self.resource_timeout = float(_configured("resource-timeout", resource_timeout, 60))
         self.shutdown_on_close = bool(_configured("shutdown-on-close", shutdown_on_close, True))
         self.create_mode = CreateMode(_configured("create-mode", create_mode, CreateMode.CREATE_OR_CONNECT))
         self._resources = _configured("resources", resources, None)
         self._env = _configured("env", env, None)
-        self._worker_command = _configured("worker-command", worker_command, "dask-worker")
+        self._worker_command = _configured("worker-command", worker_command, None)
         self._forward = port_forward_cluster_ip
         self._forward_port = int(_configured("scheduler-forward-port", scheduler_forward_port, 0) or 0)
         self._context = context
@@ -155,6 +160,7 @@ class KubeCluster(Cluster):
             str(_configured("scheduler-service-type", scheduler_service_type, "ClusterIP")),
             float(_configured("idle-timeout", idle_timeout, 0)),
             jupyter,
+            self.engine,
         )
         self._spec.setdefault("metadata", {})["name"] = self.name
         if not self._asynchronous:
@@ -206,6 +212,7 @@ class KubeCluster(Cluster):
                     + await link.state()
                 ) from None
         self.scheduler_address, self.http_address = link.scheduler_address, link.http_address
+        self.engine = link.engine
         from daskfleet.security import Security
 
         self.security = Security(token=link.token)
@@ -324,6 +331,7 @@ class KubeCluster(Cluster):
             resources if resources is not None else self._resources,
             env if env is not None else self._env,
             worker_command or self._worker_command,
+            self.engine,
         )
         return self.sync(self._add_worker_group, name, worker)
 
@@ -349,6 +357,21 @@ class KubeCluster(Cluster):
         await lifecycle.delete_group(link.api, link.namespace, self.name, name)
 
     # ------------------------------------------------------------------------------------------------------- looking
+
+    def get_client(self) -> Any:
+        """A client of this cluster: daskfleet's `Client`, or ``distributed.Client`` where upstream's engine runs.
+
+        Close it, or use it by ``with``; await it when the cluster is asynchronous.
+        """
+        if self.engine == "daskfleet":
+            return super().get_client()
+        try:
+            from distributed import Client  # type: ignore[import-not-found, unused-ignore]
+        except ImportError:
+            raise ImportError(
+                "this cluster runs upstream's engine, whose client is in: pip install distributed"
+            ) from None
+        return Client(self.scheduler_address, asynchronous=self._asynchronous)
 
     async def _fetch(self, path: str, **query: Any) -> Any:
         return await self._connected().fetch(path, **query)

@@ -55,7 +55,7 @@ class Link:
     ----------
     view
         What the API server shows.
-    scheduler_address, http_address, token
+    scheduler_address, http_address, token, engine
         Known after `reach`.
     """
 
@@ -67,6 +67,7 @@ class Link:
         self.scheduler_address = ""
         self.http_address = ""
         self.token: str | None = None
+        self.engine = "daskfleet"
         self._forward = forward
         self._comm_port = comm_port
         self._forwards: tuple[PortForward, PortForward] | None = None
@@ -197,11 +198,17 @@ class Link:
                 identity: dict[str, Any] = await self.fetch("/json/identity.json")
                 scheme = urlsplit(str(identity.get("address", ""))).scheme or "tcp"
                 self.scheduler_address = f"{scheme}://{endpoint.host}:{endpoint.comm_port}"
+                self.engine = await self._engine()
                 return identity
             except OSError:
                 self._raise_if_forbidden()
             await asyncio.sleep(delay)
             delay = min(delay * 1.5, 0.5)
+
+    async def _engine(self) -> str:
+        """Which engine the scheduler is of, told by what only ours can be asked."""
+        async with self._session.get(f"{self.http_address}/api/v1/workers_to_close?n=0") as response:
+            return "dask" if response.status == 404 else "daskfleet"
 
     def _raise_if_forbidden(self) -> None:
         for forward in self._forwards or ():

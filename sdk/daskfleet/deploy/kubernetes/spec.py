@@ -6,6 +6,7 @@ import getpass
 import re
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from daskfleet._version import __version__
@@ -26,6 +27,22 @@ WORKER_HTTP_PORT = 8788
 SERVICE_TYPES = ("ClusterIP", "NodePort", "LoadBalancer")
 
 DEFAULT_IMAGE = f"daskfleet/runtime:{__version__}"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs in the pods: its image, and how its scheduler and its workers are started."""
+
+    image: str
+    scheduler: tuple[str, ...]
+    worker: tuple[str, ...]
+
+
+ENGINES = {
+    "daskfleet": Engine(DEFAULT_IMAGE, ("dask-scheduler",), ("dask-worker",)),
+    "dask": Engine("ghcr.io/dask/dask:latest", ("dask", "scheduler"), ("dask", "worker")),  # distributed's commands
+}
+
 # The operator derives names such as `{cluster}-default-worker-…` within the 63 characters of a label.
 LONGEST_NAME = 53
 
@@ -75,16 +92,31 @@ def group_name(cluster: str, worker_group: str) -> str:
     return worker_group if worker_group.startswith(f"{cluster}-") else f"{cluster}-{worker_group}"
 
 
+def engine_called(name: str) -> Engine:
+    """The engine of this name.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    try:
+        return ENGINES[name]
+    except KeyError:
+        raise ValueError(f"engine={name!r}: one of {', '.join(ENGINES)}") from None
+
+
 def make_cluster_spec(
     name: str,
-    image: str = DEFAULT_IMAGE,
+    image: str | None = None,
     n_workers: int = 0,
     resources: Mapping[str, Any] | None = None,
     env: Env | None = None,
-    worker_command: str | Sequence[str] = "dask-worker",
+    worker_command: str | Sequence[str] | None = None,
     scheduler_service_type: str = "ClusterIP",
     idle_timeout: float = 0,
     jupyter: bool = False,
+    engine: str = "daskfleet",
 ) -> Spec:
     """A DaskCluster resource.
 
@@ -93,7 +125,7 @@ def make_cluster_spec(
     name
         The cluster's name, at most 53 characters.
     image
-        Container image of the scheduler and the workers.
+        Container image of the scheduler and the workers, the engine's own by default.
     n_workers
         Workers to start with.
     resources
@@ -101,13 +133,15 @@ def make_cluster_spec(
     env
         Environment variables, ``{name: value}`` or a list as pods have it.
     worker_command
-        The command of the workers, as a string to be split or a list.
+        The command of the workers, as a string to be split or a list; the engine's own by default.
     scheduler_service_type
         ``ClusterIP``, ``NodePort`` or ``LoadBalancer``.
     idle_timeout
         Seconds without work after which the operator deletes the cluster; 0 for never.
     jupyter
         Run a Jupyter server inside the scheduler.
+    engine
+        ``daskfleet``, or ``dask`` for an image of upstream's ``distributed``.
 
     Returns
     -------
@@ -125,27 +159,29 @@ def make_cluster_spec(
         "metadata": {"name": check_name(name)},
         "spec": {
             "idleTimeout": int(idle_timeout),
-            "worker": make_worker_spec(image, n_workers, resources, env, worker_command),
-            "scheduler": make_scheduler_spec(name, image, resources, env, scheduler_service_type, jupyter),
+            "worker": make_worker_spec(image, n_workers, resources, env, worker_command, engine),
+            "scheduler": make_scheduler_spec(name, image, resources, env, scheduler_service_type, jupyter, engine),
         },
     }
 
 
 def make_worker_spec(
-    image: str = DEFAULT_IMAGE,
+    image: str | None = None,
     n_workers: int = 0,
     resources: Mapping[str, Any] | None = None,
     env: Env | None = None,
-    worker_command: str | Sequence[str] = "dask-worker",
+    worker_command: str | Sequence[str] | None = None,
+    engine: str = "daskfleet",
 ) -> Spec:
     """The ``worker`` part of a DaskCluster or DaskWorkerGroup; parameters as in `make_cluster_spec`."""
     if n_workers < 0:
         raise ValueError(f"n_workers={n_workers}: a cluster cannot have less than no workers")
-    command = worker_command.split() if isinstance(worker_command, str) else list(worker_command)
+    defaults = engine_called(engine)
+    command = worker_command.split() if isinstance(worker_command, str) else list(worker_command or defaults.worker)
     own = ["--name", "$(DASK_WORKER_NAME)", "--dashboard", "--dashboard-address", str(WORKER_HTTP_PORT)]
     container = {
         "name": "worker",
-        "image": image,
+        "image": image or defaults.image,
         "args": [*command, *own],
         "env": _env(env),
         "resources": dict(resources or {}),
@@ -156,21 +192,23 @@ def make_worker_spec(
 
 def make_scheduler_spec(
     name: str,
-    image: str = DEFAULT_IMAGE,
+    image: str | None = None,
     resources: Mapping[str, Any] | None = None,
     env: Env | None = None,
     scheduler_service_type: str = "ClusterIP",
     jupyter: bool = False,
+    engine: str = "daskfleet",
 ) -> Spec:
     """The ``scheduler`` part of a DaskCluster; parameters as in `make_cluster_spec`."""
     if scheduler_service_type not in SERVICE_TYPES:
         raise ValueError(f"scheduler_service_type={scheduler_service_type!r}: one of {', '.join(SERVICE_TYPES)}")
+    defaults = engine_called(engine)
     ports = [("tcp-comm", COMM_PORT), ("http-dashboard", HTTP_PORT)]
     health = {"httpGet": {"path": "/health", "port": "http-dashboard"}}
     container = {
         "name": "scheduler",
-        "image": image,
-        "args": ["dask-scheduler", "--host", "0.0.0.0", *(["--jupyter"] if jupyter else [])],
+        "image": image or defaults.image,
+        "args": [*defaults.scheduler, "--host", "0.0.0.0", *(["--jupyter"] if jupyter else [])],
         "env": _env(env),
         "resources": dict(resources or {}),
         "ports": [{"name": port_name, "containerPort": port, "protocol": "TCP"} for port_name, port in ports],

@@ -1,0 +1,77 @@
+"""Upstream's engine under the same resources: ``distributed`` itself in the pods, and its own client here.
+
+dask looks for ``distributed`` when it is imported, so it is installed beside this environment and not into it, and used
+by a Python of its own.
+"""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+
+import kubeclusters as bed
+import pytest
+from daskfleet import KubeCluster
+
+from tests.cluster import images
+
+IMAGE = "daskfleet/test-distributed:1"
+REQUIREMENTS = [f"distributed=={importlib.metadata.version('dask')}", "zict", "tblib", "sortedcontainers"]
+
+
+@pytest.fixture(scope="module")
+def upstream(operator_in_cluster, tmp_path_factory):
+    """Bring an image with `distributed` onto the cluster; return the folder that it is installed in here."""
+    folder = tmp_path_factory.mktemp("upstream")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "download", "--no-deps", "--dest", folder / "wheels", *REQUIREMENTS], check=True)
+    wheels = sorted((folder / "wheels").glob("*.whl"))
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", folder / "lib", *wheels], check=True)
+    (folder / "Containerfile").write_text(
+        f"FROM {bed.DEFAULT_IMAGE}\nUSER root\nCOPY wheels /wheels\n"
+        "RUN pip install --quiet --no-deps --no-index /wheels/*.whl\nUSER 1000:1000\n"
+    )
+    build = images.build_command(operator_in_cluster.builder, ["-f", "Containerfile", "-t", IMAGE])
+    subprocess.run(build, cwd=folder, check=True, capture_output=True)
+    operator_in_cluster.load([IMAGE])
+    return folder / "lib"
+
+
+SCRIPT = """
+from daskfleet import KubeCluster
+with KubeCluster(name="c", namespace={namespace!r}, image={image!r}, engine="dask", n_workers=1) as cluster:
+    with cluster.get_client() as client:
+        assert type(client).__module__ == "distributed.client", type(client)
+        assert client.gather(client.map(lambda x: x + 1, range(10))) == list(range(1, 11))
+        cluster.scale(3)
+        cluster.wait_for_workers(3, timeout=60)
+        kept = client.map(lambda x: x * 2, range(30))
+        cluster.scale(1)
+        while len(cluster.scheduler_info["workers"]) > 1:
+            pass
+        assert client.gather(kept) == [2 * x for x in range(30)]
+    again = KubeCluster.from_name("c", namespace={namespace!r})
+    assert again.engine == "dask" and "/status" in cluster.dashboard_link
+    again.close()
+print("done")
+"""
+
+
+def test_work_and_scaling_with_upstreams_own_client(upstream, namespace):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(namespace=namespace, image=IMAGE)],
+        env={**os.environ, "PYTHONPATH": str(upstream)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
+@pytest.mark.usefixtures("upstream")
+def test_without_distributed_the_client_says_what_to_install(namespace):
+    with (
+        KubeCluster(name="c", namespace=namespace, image=IMAGE, engine="dask") as cluster,
+        pytest.raises(ImportError, match="pip install distributed"),
+    ):
+        cluster.get_client()
