@@ -42,7 +42,7 @@ def plan_job(observed: Observed, job: Json, now: float) -> tuple[list[Action], f
         if failures and now < allowed_at:
             return actions, allowed_at
         actions.append(Create(POD, names.runner_name(observed.key.name), runner_pod(observed, job)))
-    elif pod.phase == "Failed" and failures < limit(job) and counted(old, pod) and not pod.deleting:
+    elif pod.phase == "Failed" and failures <= limit(job) and counted(old, pod) and not pod.deleting:
         actions.append(DeletePod(pod, "failed, and another attempt is left"))
     return actions, None
 

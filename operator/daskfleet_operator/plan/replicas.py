@@ -90,9 +90,8 @@ def plan_replicas(state: GroupState, pod: Json, now: float) -> tuple[list[Action
     if missing:
         allowed_at = attempt_at(state, backoff)
         if now >= allowed_at:
-            # one pod tries out whether what was refused, or died, holds now
-            count = 1 if state.refusal or backoff.failures else min(missing, BATCH)
-            actions.append(CreateWorkers(state.name, count, pod, state.generation))
+            if count := _batch(state, backoff, missing):
+                actions.append(CreateWorkers(state.name, count, pod, state.generation))
         else:
             wake_at = allowed_at if wake_at is None else min(wake_at, allowed_at)
     if surplus:
@@ -114,6 +113,19 @@ def balance(state: GroupState) -> tuple[int, int]:
     serving = len(outdated) - useless
     surplus = useless + max(0, min(spare, serving))
     return max(0, missing), max(surplus, len(active) - state.replicas - surge, current - state.replicas)
+
+
+def _batch(state: GroupState, backoff: Backoff, missing: int) -> int:
+    """How many of the missing pods to make now: all, or one that tries out whether what was refused, or died, holds.
+
+    One round of failures may be a node's fault, and all its pods come back together; from the second on a single pod
+    goes ahead, and the others follow when it has become ready.
+    """
+    if state.refusal is not None:
+        return 1
+    if backoff.failures < 2 or any(pod.ready and pod.created > backoff.last for pod in state.pods.active):
+        return min(missing, BATCH)
+    return 0 if any(not pod.ready and pod.created >= backoff.last for pod in state.pods.active) else 1
 
 
 def attempt_at(state: GroupState, backoff: Backoff) -> float:

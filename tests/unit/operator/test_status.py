@@ -1,0 +1,137 @@
+"""plan/status.py and plan/conditions.py: what users are told."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+from daskfleet_operator.kube.objects import Deployment
+from daskfleet_operator.plan import model, status
+from daskfleet_operator.plan.conditions import Reason, merged
+from operator_builders import NOW, Json, cluster, group, observed, pod, scheduler_pod
+
+
+def conditions(write: model.StatusWrite) -> dict[str, Json]:
+    return {item["type"]: item for item in write.status["conditions"]}
+
+
+def of_group(state: model.Observed) -> model.StatusWrite:
+    return status.group_status(state, state.groups[0], NOW)
+
+
+def of_cluster(state: model.Observed) -> model.StatusWrite:
+    assert state.cluster is not None
+    return status.cluster_status(state, state.cluster, NOW)
+
+
+def test_a_group_at_rest() -> None:
+    write = of_group(observed(pods=(pod(), pod())))
+    assert write.status["replicas"] == write.status["readyReplicas"] == 2
+    assert write.status["observedGeneration"] == 1
+    assert write.status["selector"] == (
+        "dask.org/cluster-name=c,dask.org/component=worker,dask.org/workergroup-name=c-default"
+    )
+    assert conditions(write)["Ready"]["status"] == "True"
+    assert conditions(write)["ReplicaFailure"]["status"] == "False"
+
+
+def test_pods_being_retired_no_longer_count() -> None:
+    write = of_group(observed(pods=(pod(), pod(), pod(retire_since=NOW), pod(deleting=True))))
+    assert write.status["replicas"] == 2
+    assert conditions(write)["Ready"]["reason"] == Reason.SCALING_DOWN
+
+
+@pytest.mark.parametrize(
+    "trouble", [Reason.IMAGE_PULL_FAILED, Reason.UNSCHEDULABLE, Reason.CRASH_LOOP, Reason.CONTAINER_CONFIG]
+)
+def test_trouble_of_pods_is_said_on_group_and_cluster_with_one_event_each(trouble: Reason) -> None:
+    broken = [pod(ready=False, trouble=(trouble.value, f"pod {n}: sentence")) for n in range(3)]
+    state = observed(pods=(pod(), *broken))
+    for write in (of_group(state), of_cluster(state)):
+        failure = conditions(write)["ReplicaFailure"]
+        assert (failure["status"], failure["reason"]) == ("True", trouble.value)
+        assert failure["message"] == "pod 0: sentence (and 2 more)"
+        assert [event.reason for event in write.events] == [trouble.value]
+
+
+def test_an_event_is_told_once_and_its_end_too() -> None:
+    broken = observed(pods=(pod(ready=False, trouble=("CrashLoop", "it fell")),))
+    first = of_group(broken)
+    told = copy.deepcopy(broken.groups[0]) | {"status": first.status}
+    assert of_group(replace(broken, groups=(told,))).events == ()
+    mended = replace(broken, groups=(told,), pods=(scheduler_pod(), pod(), pod()))
+    assert [event.reason for event in of_group(mended).events] == ["Recovered"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "expected"),
+    [
+        ("Forbidden", 'pods "x" is forbidden: exceeded quota: q', Reason.QUOTA_EXCEEDED),
+        ("Forbidden", "violates PodSecurity", Reason.FORBIDDEN),
+        ("Invalid", "spec.containers[0].image: Required value", Reason.REFUSED),
+    ],
+)
+def test_refusals_pass_the_servers_sentence_on(reason: str, message: str, expected: Reason) -> None:
+    refusal = model.Refusal(reason, message, NOW, 1, 1)
+    state = observed(memory=model.Memory(refusals={"Pod/c-default": refusal}))
+    failure = conditions(of_group(state))["ReplicaFailure"]
+    assert (failure["reason"], failure["message"]) == (expected.value, message)
+
+
+def test_a_group_without_its_cluster_says_so() -> None:
+    write = of_group(replace(observed(), cluster=None))
+    assert conditions(write)["Ready"]["reason"] == Reason.CLUSTER_NOT_FOUND
+    assert "does not exist in the namespace 'lab'" in conditions(write)["Ready"]["message"]
+
+
+def test_phases() -> None:
+    c = cluster()
+
+    def phase(**facts: object) -> str:
+        return status.phase(observed(c, **facts), c)  # type: ignore[arg-type]
+
+    starting = {"pods": (), "memory": model.Memory()}
+    unready = replace(observed(c), pods=(scheduler_pod(ready=False),), memory=model.Memory())
+    assert phase(deployment=None, **starting) == "Created"
+    assert status.phase(unready, c) == "Pending"
+    assert phase() == "Running"
+    service = observed(c).service
+    assert service is not None
+    assert phase(service=replace(service, awaits_balancer=True)) == "Pending"
+    refused = model.Memory(refusals={"Deployment/c-scheduler": model.Refusal("Invalid", "no", NOW, 1, 1)})
+    assert phase(deployment=None, memory=refused) == "Error"
+    assert status.phase(observed(c), cluster(suspend=True)) == "Suspended"
+
+
+def test_a_scheduler_that_answers_counts_before_the_kubelet_says_so() -> None:
+    state = replace(observed(), pods=(scheduler_pod(ready=False),))
+    assert status.scheduler_ready(state)
+    assert not status.scheduler_ready(replace(state, memory=model.Memory()))
+
+
+def test_a_deployment_whose_pod_is_refused_is_an_error_with_the_servers_sentence() -> None:
+    refused = Deployment("c-scheduler", 1, "cluster-uid", "", 'pods "x" is forbidden: exceeded quota: q')
+    state = replace(observed(deployment=refused), pods=())
+    assert conditions(of_cluster(state))["SchedulerReady"]["reason"] == Reason.QUOTA_EXCEEDED
+
+
+def test_a_foreign_deployment_is_named() -> None:
+    state = observed(deployment=Deployment("c-scheduler", 1, None, "", None))
+    write = of_cluster(state)
+    assert write.status["phase"] == "Error"
+    assert "does not belong to this DaskCluster" in conditions(write)["ReplicaFailure"]["message"]
+
+
+def test_transition_time_moves_only_with_the_status() -> None:
+    old = [{"type": "Ready", "status": "False", "reason": "A", "lastTransitionTime": "2020-01-01T00:00:00Z"}]
+    same = merged(old, [{"type": "Ready", "status": "False", "reason": "B"}], NOW)
+    assert same[0]["lastTransitionTime"] == "2020-01-01T00:00:00Z"
+    changed = merged(old, [{"type": "Ready", "status": "True", "reason": "B"}], NOW)
+    assert changed[0]["lastTransitionTime"] != "2020-01-01T00:00:00Z"
+
+
+def test_every_condition_has_what_metav1_asks_for() -> None:
+    for item in of_cluster(observed(groups=(group(),))).status["conditions"]:
+        assert {"type", "status", "reason", "message", "lastTransitionTime", "observedGeneration"} == set(item)
+        assert item["reason"] in {reason.value for reason in Reason}
