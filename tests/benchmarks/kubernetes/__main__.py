@@ -1,0 +1,146 @@
+"""Runs dask-kubernetes and daskfleet one after the other on one Kubernetes and prints the table.
+
+usage: python -m tests.benchmarks.kubernetes [--rounds 5] [--only daskfleet] [--keep]
+
+Both serve the same custom resources, so each is installed for its turn and removed after it. Where the tests would use
+a node from source, the benchmark starts one of its own beside it, ``daskfleet-bench``, and takes it down at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.cluster import Cluster, NoKubernetes, find, images, project, tools
+from tests.cluster.progress import ClusterError, run, say, step
+from tests.cluster.source_node import SourceNode
+
+from . import floor, table
+from .peer import install as peer
+
+HERE = Path(__file__).parent
+NAMESPACE = "daskfleet-bench"
+
+
+@dataclass
+class Side:
+    """One row of the table: a library with its options."""
+
+    title: str
+    library: str
+    image: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+PEER = (
+    Side("dask-kubernetes", "dask_kubernetes", peer.IMAGE),
+    Side("with port_forward_cluster_ip", "dask_kubernetes", peer.IMAGE, {"port_forward_cluster_ip": True}),
+)
+OURS = Side("daskfleet", "daskfleet", images.IMAGES[0].tag)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.kubernetes", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="clusters made by each side; each in a new process")
+    parser.add_argument("--only", choices=["dask-kubernetes", "daskfleet"], help="just one side, for profiling")
+    parser.add_argument("--keep", action="store_true", help="leave the benchmark's own node running for the next time")
+    arguments = parser.parse_args()
+    try:
+        cluster = _cluster()
+        results = _run(cluster, arguments.rounds, arguments.only)
+        if isinstance(cluster, SourceNode) and not arguments.keep:
+            cluster.down()
+    except (ClusterError, NoKubernetes) as error:
+        say(str(error))
+        return 1
+    command = (
+        "make bench-kubernetes"
+        if len(sys.argv) == 1
+        else f"python -m tests.benchmarks.kubernetes {' '.join(sys.argv[1:])}"
+    )
+    print(table.text(results, command, cluster.description))
+    return 0
+
+
+def _cluster() -> Cluster:
+    cluster = find()
+    if isinstance(cluster, SourceNode) and "DASKFLEET_NODE" not in os.environ:
+        cluster = SourceNode("daskfleet-bench")
+    with cluster.lock():
+        cluster.up()
+    resources = cluster.kubectl("get", "customresourcedefinitions", "-o", "name")
+    if "kubernetes.dask.org" in resources:
+        raise ClusterError(
+            "this cluster holds resource definitions of kubernetes.dask.org, and perhaps clusters of somebody's: the "
+            "benchmark would delete them. Delete them yourself, or let it use another cluster"
+        )
+    return cluster
+
+
+def _run(cluster: Cluster, rounds: int, only: str | None) -> table.Results:
+    results = table.Results()
+    if only != "daskfleet":
+        try:
+            peer.install(cluster)
+            for side in PEER:
+                results.rounds[side.title] = _rounds(cluster, side, peer.python(), rounds)
+        finally:
+            peer.uninstall(cluster)
+    if only != "dask-kubernetes":
+        with cluster.lock():
+            images.provide(cluster)
+        try:
+            project.apply_definitions(cluster)
+            project.start_operator(cluster)
+            results.rounds[OURS.title] = _rounds(cluster, OURS, Path(sys.executable), rounds)
+        finally:
+            _remove_ours(cluster)
+        with _namespace(cluster):
+            results.floor = floor.measure(_kubectl(cluster), NAMESPACE, OURS.image, rounds)
+    return results
+
+
+def _rounds(cluster: Cluster, side: Side, python: Path, rounds: int) -> list[dict[str, float]]:
+    found = []
+    with _namespace(cluster), step(f"{side.title} {' '.join(side.options)}".strip()):
+        for number in range(rounds):
+            command = [python, HERE / "measure.py", side.library, f"--name=bench-{number}", f"--namespace={NAMESPACE}"]
+            command += [f"--image={side.image}", f"--options={json.dumps(side.options)}"]
+            environment = {"KUBECONFIG": str(cluster.kubeconfig)}
+            found.append(json.loads(run([*command, "--kubectl", *_kubectl(cluster)], env=environment, timeout=600)))
+            told = ", ".join(f"{title} {found[-1][name]:.2f}" for name, title in table.ROWS.items())
+            say(f"{side.title}, round {number + 1}: {told} s; load {os.getloadavg()[0]:.1f}")
+    return found
+
+
+def _remove_ours(cluster: Cluster) -> None:
+    with step("removing daskfleet's operator"):
+        project.remove_operator(cluster)
+        definitions = cluster.kubectl("get", "customresourcedefinitions", "-o", "name").split()
+        ours = [name for name in definitions if name.endswith(".kubernetes.dask.org")]
+        cluster.kubectl("delete", "--timeout=60s", *ours)
+
+
+@contextmanager
+def _namespace(cluster: Cluster) -> Iterator[None]:
+    cluster.kubectl("create", "namespace", NAMESPACE)
+    cluster.kubectl("wait", "--for=create", "serviceaccount/default", "-n", NAMESPACE, "--timeout=30s")
+    try:
+        yield
+    finally:
+        cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=120s")
+
+
+def _kubectl(cluster: Cluster) -> list[str]:
+    return [tools.kubectl(), f"--kubeconfig={cluster.kubeconfig}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
