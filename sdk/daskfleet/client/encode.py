@@ -2,22 +2,21 @@
 
 Here the client pays for what the scheduler then gets for nothing: tasks that are opaque bytes. So the cost of a task is
 decided here, and three habits keep it at a few microseconds: a function is pickled once per submission and not once per
-task; arguments go through C pickle, with dask's graph nodes rewritten first (`daskfleet.protocol.spec`) because each of
-them would pickle to more than a kilobyte; and arguments of plain types are not searched for futures.
+task; what fused tasks have in common is a function as well (`program`), so that arguments are mere data; and arguments
+of plain types are not searched for futures.
 """
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from hashlib import blake2b
 from typing import Any
 
-from dask._task_spec import Alias, DataNode, Dict, GraphNode, List, NestedContainer, Set, Task, TaskRef, Tuple
+from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, convert_legacy_graph
 
-from daskfleet.protocol.frames import OUT_OF_BAND, Raw
+from daskfleet.client.program import Compiler, is_simple
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import PROTOCOL, Serialized, dumps, dumps_by_value
 from daskfleet.protocol.spec import Build, Call, Ref
@@ -137,35 +136,6 @@ def token(function_digest: bytes, args: tuple[Any, ...], kwargs: dict[str, Any])
 # Graphs -------------------------------------------------------------------------------------------------------------
 
 
-class _Pickler(pickle.Pickler):
-    """C pickle that stores dask's graph nodes by their constructor arguments, at a tenth of the size."""
-
-    dispatch_table = {
-        Task: lambda node: (_task, (node.key, node.func, node.args, node.kwargs)),
-        List: lambda node: (List, node.args),
-        Tuple: lambda node: (Tuple, node.args),
-        Set: lambda node: (Set, node.args),
-        Dict: lambda node: (Dict, node.args),
-    }
-
-
-def _task(key: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
-    return Task(key, function, *args, **kwargs)
-
-
-def _dumps_node_arguments(value: Any) -> Serialized:
-    buffers: list[pickle.PickleBuffer] = []
-    stream = io.BytesIO()
-    try:
-        _Pickler(stream, PROTOCOL, buffer_callback=buffers.append).dump(value)
-    except Exception:
-        return dumps(value)
-    blob = stream.getvalue()
-    if buffers or b"__main__" in blob:
-        return dumps(value)
-    return (Raw(blob),) if len(blob) >= OUT_OF_BAND else blob
-
-
 class GraphEncoder:
     """Turns a graph's nodes into rows, given in topological order.
 
@@ -173,37 +143,46 @@ class GraphEncoder:
     ----------
     outside
         Gives the number (``-cid``) of a dependency that is not in the graph: a future's.
-
-    Attributes
-    ----------
-    functions, prefixes
-        What the rows' indices refer to.
     """
 
     def __init__(self, outside: Callable[[Key], int]) -> None:
-        self.functions: list[bytes] = []
-        self.prefixes: list[str] = []
         self._outside = outside
-        self._functions: dict[int, tuple[Any, int]] = {}
-        self._prefixes: dict[str, int] = {}
         self._positions: dict[Key, int] = {}
+        self._compiler = Compiler()
+        self._blobs: dict[int, tuple[Any, bytes]] = {}  # by identity, with the function to keep that valid
+        self._functions: dict[bytes, int] = {}
+        self._prefixes: dict[str, int] = {}
+
+    def take(self) -> tuple[list[bytes], list[str]]:
+        """The functions and prefixes that the rows since the last call refer to by their index."""
+        taken = list(self._functions), list(self._prefixes)
+        self._functions, self._prefixes = {}, {}
+        return taken
 
     def row(self, cid: int, key: Key, node: GraphNode, options: dict[str, Any] | None) -> tuple[Any, ...]:
         """The next node's row."""
         arguments = Arguments()
+        function: Callable[..., Any]
         packed: Any
         if isinstance(node, Alias):
             function, packed = identity, ((arguments.ref(TaskRef(node.target)),), {})
         elif isinstance(node, DataNode):
             function, packed = identity, ((node.value,), {})
         elif isinstance(node, Task):
-            function = node.func
-            args = tuple([_pack_node(value, arguments) for value in node.args])
-            packed = (args, {name: _pack_node(value, arguments) for name, value in node.kwargs.items()})
+            args: Iterable[Any]
+            if is_simple(node):
+                function, args, kwargs = node.func, node.args, node.kwargs
+            else:
+                function, args = self._compiler.compile(node)
+                kwargs = {}
+            packed = (
+                tuple([_pack(value, arguments) for value in args]),
+                {name: _pack(value, arguments) for name, value in kwargs.items()},
+            )
         else:
             raise TypeError(f"{key!r}: a graph holds tasks, aliases and data, not {type(node).__name__}")
         try:
-            payload = _dumps_node_arguments(packed)
+            payload = dumps(packed)
             function_index = self._function(function)
         except TypeError as error:
             raise TypeError(f"task {key!r}: {error}") from error
@@ -214,27 +193,15 @@ class GraphEncoder:
         positions[key] = len(positions)
         return cid, key, function_index, payload, dependencies or None, self._prefix(key), options
 
-    def take_functions(self) -> list[bytes]:
-        return self.functions
-
     def _function(self, function: Callable[..., Any]) -> int:
-        known = self._functions.get(id(function))
+        known = self._blobs.get(id(function))
         if known is None:
-            self.functions.append(encode_function(function)[0])
-            known = self._functions[id(function)] = (function, len(self.functions) - 1)
-        return known[1]
+            known = self._blobs[id(function)] = function, encode_function(function)[0]
+        return self._functions.setdefault(known[1], len(self._functions))
 
     def _prefix(self, key: Key) -> int:
-        name = key if isinstance(key, str) else key[0] if isinstance(key, tuple) and key else str(key)
-        index = self._prefixes.get(name)  # type: ignore[arg-type]
-        if index is None:
-            prefix = split(str(name))
-            if prefix not in self.prefixes:
-                self.prefixes.append(prefix)
-            index = self.prefixes.index(prefix)
-            if len(self._prefixes) < 100_000:
-                self._prefixes[name] = index  # type: ignore[index]
-        return index
+        name = key if isinstance(key, str) else key[0] if isinstance(key, tuple) and key else key
+        return self._prefixes.setdefault(split(str(name)), len(self._prefixes))
 
 
 def split(name: str) -> str:
@@ -244,25 +211,19 @@ def split(name: str) -> str:
     return str(key_split(name))
 
 
-def _pack_node(value: Any, arguments: Arguments) -> Any:
-    """An argument of a graph's task in our own terms; dask's nodes disappear, data stays as it is."""
+def _pack(value: Any, arguments: Arguments) -> Any:
     if isinstance(value, TaskRef):
         return arguments.ref(value)
-    if not isinstance(value, GraphNode):
-        return value
-    if isinstance(value, Alias):
-        return arguments.ref(TaskRef(value.target))
-    if isinstance(value, DataNode):
-        return value.value
-    assert isinstance(value, Task)
-    items = [_pack_node(item, arguments) for item in value.args]
-    if isinstance(value, Dict):
-        pairs = zip(items[::2], items[1::2], strict=True)
-        return Build(dict, [Build(tuple, list(pair)) for pair in pairs])
-    if isinstance(value, NestedContainer):
-        return Build(value.klass, items)
-    kwargs = {name: _pack_node(item, arguments) for name, item in value.kwargs.items()}
-    return Call(value.func, tuple(items), kwargs)
+    return arguments.ref(TaskRef(value.target)) if isinstance(value, Alias) else value
+
+
+def as_nodes(graph: Mapping[Key, Any]) -> dict[Key, GraphNode]:
+    """A graph of dask's nodes alone: legacy tuples are converted, and aliases of a key to itself (what `persist` leaves
+    behind) are dropped, so that the key counts as one from outside."""
+    if all(isinstance(node, GraphNode) for node in graph.values()):
+        return {key: node for key, node in graph.items() if not (isinstance(node, Alias) and node.target == key)}
+    nodes: dict[Key, GraphNode] = convert_legacy_graph(graph)
+    return nodes
 
 
 def annotations_by_key(annotations: Mapping[str, Mapping[Key, Any]]) -> dict[Key, dict[str, Any]]:
