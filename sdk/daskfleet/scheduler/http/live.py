@@ -1,8 +1,8 @@
 """What the live page shows: a frame of figures, at most twice a second, computed once for all who watch.
 
 Nothing is collected while nobody watches: tasks by prefix are counted by going through them, in slices so that the
-event loop is not held up, and the next frame waits so long that all of it stays below 5 % of the time, however many
-tasks there are. A viewer that reads slowly misses frames; it never queues them.
+event loop is not held up, and so seldom that it stays below 5 % of the time, however many tasks there are; the page
+says how old a count is. Frames keep to the same bound. A viewer that reads slowly misses frames; it never queues them.
 
 A websocket, since browsers allow six HTTP streams a site and JupyterLab may show that many panels. Other sites' pages
 may open websockets to us too, and a proxy changes the headers by which that would be noticed; so our page has a random
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between frames.
 INTERVAL = 0.5
-#: So much of the time may go into frames.
+#: So much of the time may go into counting, and as much into frames.
 SHARE = 0.05
 #: Tasks that are counted between two looks at the event loop (about a millisecond).
 SLICE = 5000
@@ -60,7 +60,8 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self._stream = TaskStream(scheduler.state)
         self._last = ""
-        self._cost = 0.0
+        self._counts: Counter[tuple[Prefix, str]] = Counter()
+        self._counted = self._count_again = 0.0
 
     @property
     def watched(self) -> bool:
@@ -94,6 +95,7 @@ class Feed:
         if not self._viewers and self._task is not None:
             self._task.cancel()
             self._task, self._last = None, ""
+            self._counts, self._count_again = Counter(), 0.0
             self._scheduler.on_done = None
             self._stream.take()
 
@@ -101,20 +103,17 @@ class Feed:
         process = psutil.Process()
         process.cpu_percent()
         while True:
-            self._cost = 0.0
+            started = time.perf_counter()
             try:
-                await self._publish(process)
+                if started >= self._count_again:
+                    await self._count()
+                    started = time.perf_counter()
+                self._last = json.dumps(self._frame(process), separators=(",", ":"), default=str)
+                for viewer in list(self._viewers):
+                    self._send(viewer, self._last)
             except Exception:
                 logger.exception("could not compute what the live page shows")
-            await asyncio.sleep(max(INTERVAL, self._cost / SHARE))
-
-    async def _publish(self, process: psutil.Process) -> None:
-        counts = await self._count_prefixes()
-        started = time.perf_counter()
-        self._last = json.dumps(self._frame(counts, process), separators=(",", ":"), default=str)
-        for viewer in list(self._viewers):
-            self._send(viewer, self._last)
-        self._cost += time.perf_counter() - started
+            await asyncio.sleep(max(INTERVAL, (time.perf_counter() - started) / SHARE))
 
     def _send(self, viewer: Events, frame: str) -> None:
         earlier = self._viewers.get(viewer)
@@ -127,19 +126,20 @@ class Feed:
         else:
             future.add_done_callback(_ignore_closed)
 
-    async def _count_prefixes(self) -> Counter[tuple[Prefix, str]]:
+    async def _count(self) -> None:
         """Known tasks by prefix and state."""
-        started = time.perf_counter()
+        started, cost = time.perf_counter(), 0.0
         counts: Counter[tuple[Prefix, str]] = Counter()
         tasks = list(self._scheduler.state.tasks.values())
         for first in range(0, len(tasks), SLICE):
             counts.update(map(_PREFIX_AND_STATE, islice(tasks, first, first + SLICE)))
-            self._cost += time.perf_counter() - started
+            cost += time.perf_counter() - started
             await asyncio.sleep(0)
             started = time.perf_counter()
-        return counts
+        self._counts, self._counted = counts, time.time()
+        self._count_again = started + cost / SHARE
 
-    def _frame(self, counts: Counter[tuple[Prefix, str]], process: psutil.Process) -> dict[str, Any]:
+    def _frame(self, process: psutil.Process) -> dict[str, Any]:
         scheduler, state = self._scheduler, self._scheduler.state
         now = time.time()
         return {
@@ -154,7 +154,8 @@ class Feed:
             "erred": state.totals.erred,
             "recent": list(state.totals.recent)[::5],
             "tasks": state.counts,
-            "prefixes": _prefixes(state.prefixes, counts),
+            "prefixes": _prefixes(state.prefixes, self._counts),
+            "counted": self._counted,
             "columns": WORKER_COLUMNS,
             "workers": [_worker(worker, now) for worker in state.workers.values()],
             "stream": self._stream.take(),

@@ -22,7 +22,7 @@ function el(tag, attributes = {}, ...children) {
 }
 
 function bytes(n) {
-  if (!(n > 0)) return "0 B";
+  if (!(n >= 1)) return "0 B";
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
   const i = Math.min(Math.floor(Math.log2(n) / 10), units.length - 1);
   const value = n / 1024 ** i;
@@ -70,7 +70,7 @@ function meter(value, limit, text, extra = "") {
 }
 
 // A line over the last WINDOW seconds: `points` are [time, value].
-function chart(points, now, format, limit = 0, steps = [1, 2, 2.5, 5, 10]) {
+function chart(points, now, format, { limit = 0, least = 1, steps = [1, 2, 2.5, 5, 10] } = {}) {
   const NS = "http://www.w3.org/2000/svg";
   const make = (tag, attributes, text) => {
     const node = document.createElementNS(NS, tag);
@@ -79,7 +79,7 @@ function chart(points, now, format, limit = 0, steps = [1, 2, 2.5, 5, 10]) {
     return node;
   };
   const width = 600, height = 144, left = 62, bottom = 18;
-  const top = nice(Math.max(limit, ...points.map((point) => point[1]), 1), steps);
+  const top = nice(Math.max(limit, ...points.map((point) => point[1]), least), steps);
   const x = (time) => left + (width - left) * (1 - (now - time) / WINDOW);
   const y = (value) => (height - bottom) * (1 - value / top) + 4;
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img" });
@@ -168,14 +168,15 @@ const panels = {
         figure,
       );
     }
-    note(frame.prefixes.length ? "tasks known, by the prefix of their key" : "");
+    const age = frame.time - frame.counted;
+    note(frame.prefixes.length ? `tasks known, by the prefix of their key${age > 3 ? `; counted ${seconds(age)} ago` : ""}` : "");
     keepScroll(body, rows, frame.prefixes.length ? rows : el("p", { class: "muted" }, "No tasks yet."));
   },
 
   throughput(body, frame, note) {
     const speed = past.speed.length ? past.speed[past.speed.length - 1][1] : 0;
     note(`${rate(speed)} tasks/s`);
-    body.replaceChildren(chart(past.speed, frame.time, (value) => `${rate(value)}/s`));
+    body.replaceChildren(chart(past.speed, frame.time, (value) => `${rate(value)}/s`, { least: 10 }));
   },
 
   memory(body, frame, note) {
@@ -183,7 +184,8 @@ const panels = {
     const limit = sum(frame.workers, (worker) => worker.memory_limit);
     const held = sum(frame.workers, (worker) => worker.nbytes);
     note(`${bytes(used)}${limit ? ` of ${bytes(limit)}` : ""} in use, ${bytes(held)} of it task results`);
-    body.replaceChildren(chart(past.memory, frame.time, bytes, limit && used > limit / 4 ? limit : 0, [1, 2, 4, 8, 16]));
+    const shown = used > limit / 4 ? limit : 0;
+    body.replaceChildren(chart(past.memory, frame.time, bytes, { limit: shown, least: 2 ** 20, steps: [1, 2, 4, 8, 16] }));
   },
 
   stream(body, frame, note) {
