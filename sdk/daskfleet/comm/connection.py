@@ -5,6 +5,11 @@ a single frame. So a burst of ten thousand messages costs a handful of frames, a
 nobody who sends has to think about batching. Receiving is the mirror image: a handler gets whole batches and is called
 straight from the socket's read callback, no task or future in between.
 
+Writing goes round asyncio's transport, which copies whatever the socket does not take at once and shifts that copy with
+each further write. We keep what is to be written as the pieces it came in and give the socket as many as it takes
+(`sendmsg`), on a duplicate of its descriptor, since the loop watches the original for the transport. Encrypted
+connections have to use the transport, in chunks.
+
 Calls ride on the same messages: ``("call", n, method, args)`` is answered by ``("reply", n, value)`` or ``("error", n,
 type, text, pickle)``. They are for everything that is not hot. Every waiting call ends when the connection does.
 """
@@ -15,6 +20,7 @@ import asyncio
 import itertools
 import logging
 import pickle
+import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -24,9 +30,10 @@ from daskfleet.protocol.handshake import LIMIT
 
 logger = logging.getLogger(__name__)
 
-#: Bytes given to the transport at a time. It copies what the socket does not take at once and shifts that copy with
-#: each further write, so handing it a large buffer whole would cost time quadratic in its size.
+#: Bytes given to an encrypted transport at a time.
 CHUNK = 1 << 20
+#: Pieces given to a socket at a time.
+PARTS = 256
 
 Handler = Callable[["Connection", list[Message]], None]
 Caller = Callable[["Connection", str, tuple[Any, ...]], Awaitable[Any]]
@@ -69,11 +76,12 @@ class Connection(asyncio.BufferedProtocol):
         self._answers: set[asyncio.Task[None]] = set()
         self._backlog: deque[Buffer] = deque()
         self._closing = False
+        self._out: socket.socket | None = None
         self._drained = asyncio.Event()
         self._drained.set()
 
     @property
-    def socket(self) -> Any:
+    def options_socket(self) -> Any:
         """The socket, for its options; None once it is closed."""
         return self._transport.get_extra_info("socket") if self._transport is not None else None
 
@@ -90,10 +98,43 @@ class Connection(asyncio.BufferedProtocol):
         if not self._outgoing or self.closed or self._transport is None:
             return
         messages, self._outgoing = self._outgoing, []
-        self._backlog.extend(encode(messages))
+        self._backlog.extend(part for part in encode(messages) if len(part))
         self._write()
 
     def _write(self) -> None:
+        """Write as much as the connection takes now; the rest when it is ready for more."""
+        if self._out is None:
+            self._write_encrypted()
+        else:
+            self._write_plain(self._out)
+        if self._closing and not self._backlog and self._transport is not None:
+            self._transport.close()
+
+    def _write_plain(self, out: socket.socket) -> None:
+        backlog = self._backlog
+        try:
+            while backlog:
+                sent = out.sendmsg(list(itertools.islice(backlog, PARTS)))
+                while sent:
+                    part = backlog[0]
+                    if sent < len(part):
+                        backlog[0] = memoryview(part)[sent:]
+                        break
+                    sent -= len(part)
+                    backlog.popleft()
+        except (BlockingIOError, InterruptedError):
+            if self._drained.is_set():
+                self._drained.clear()
+                self._loop.add_writer(out, self._write)
+            return
+        except OSError as error:
+            self.fail(error)
+            return
+        if not self._drained.is_set():
+            self._drained.set()
+            self._loop.remove_writer(out)
+
+    def _write_encrypted(self) -> None:
         while self._backlog and self._drained.is_set() and self._transport is not None:
             part = self._backlog.popleft()
             if len(part) > CHUNK:
@@ -101,8 +142,6 @@ class Connection(asyncio.BufferedProtocol):
                 self._backlog.appendleft(view[CHUNK:])
                 part = view[:CHUNK]
             self._transport.write(part)
-        if self._closing and not self._backlog and self._transport is not None:
-            self._transport.close()
 
     async def call(self, method: str, *args: Any, timeout: float | None = None) -> Any:
         """Ask the peer and wait for its answer.
@@ -167,6 +206,9 @@ class Connection(asyncio.BufferedProtocol):
         self.peer = _endpoint(transport.get_extra_info("peername"))
         self.local = _endpoint(transport.get_extra_info("sockname"))
         transport.set_write_buffer_limits(high=CHUNK)  # type: ignore[attr-defined]
+        if transport.get_extra_info("ssl_object") is None:
+            self._out = transport.get_extra_info("socket").dup()
+            self._out.setblocking(False)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._reader.buffer()
@@ -198,6 +240,11 @@ class Connection(asyncio.BufferedProtocol):
             return
         self.closed = True
         self._drained.set()
+        self._backlog.clear()
+        if self._out is not None:
+            self._loop.remove_writer(self._out)
+            self._out.close()
+            self._out = None
         for answer in self._calls.values():
             if not answer.done():
                 answer.set_exception(CommClosedError(f"the connection to {self.peer} was lost"))

@@ -116,7 +116,7 @@ def _abort(connection: Connection | None) -> None:
 
 
 def _tune(connection: Connection) -> None:
-    sock = connection.socket
+    sock = connection.options_socket
     if sock is None:
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

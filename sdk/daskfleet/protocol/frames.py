@@ -13,6 +13,8 @@ a few kilobytes until it has authenticated (`handshake`), and what the operator 
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import numbers
 import struct
 from collections.abc import Iterator
@@ -30,6 +32,9 @@ MAX_BUFFERS = 16 * 1024
 
 Message = tuple[Any, ...]
 Buffer = bytes | bytearray | memoryview
+
+#: From this size on a received buffer is mapped memory of its own.
+MAPPED = 1 << 20
 
 _EXT_BUFFER = 1
 _EXT_INLINE = 2
@@ -96,8 +101,10 @@ def _decode(header: memoryview, buffers: list[memoryview]) -> list[Message]:
 
 
 class FrameReader:
-    """Bytes in, batches of messages out. Ask `buffer()` where to write, say `received(n)`, and iterate what is
-    complete.
+    """Bytes in, batches of messages out: write where `buffer()` says, tell `received(n)`, iterate what is complete.
+
+    Small frames gather in one scratch buffer. The parts of a large one (header, buffers) are received each into memory
+    of its own, so that nothing is copied afterwards and none of them keeps the others alive.
 
     Parameters
     ----------
@@ -109,15 +116,13 @@ class FrameReader:
         self.limit = limit
         self._scratch = memoryview(bytearray(SCRATCH))
         self._start = self._end = 0  # what of the scratch is received and not yet read
-        self._large: memoryview | None = None  # the rest of a frame that the scratch cannot hold
-        self._filled = 0
-        self._sizes: tuple[int, ...] = ()
-        self._header_size = 0
+        self._parts: list[memoryview] = []  # of a frame that the scratch cannot hold
+        self._part = self._filled = 0  # the part being received, and how much of it is there
 
     def buffer(self) -> memoryview:
         """Where the next bytes of the stream belong; never empty."""
-        if self._large is not None:
-            return self._large[self._filled :]
+        if self._parts:
+            return self._parts[self._part][self._filled :]
         return self._scratch[self._end :]
 
     def received(self, n: int) -> Iterator[list[Message]]:
@@ -128,22 +133,21 @@ class FrameReader:
         ProtocolError
             The stream is not ours, or a frame is over the limit. Nothing more can be read from it.
         """
-        if self._large is not None:
+        if self._parts:
             self._filled += n
-            if self._filled < len(self._large):
-                return
-            body, self._large = self._large, None
-            yield self._split(body)
+            self._skip_full()
+            if self._part == len(self._parts):
+                header, *buffers = self._parts
+                self._parts = []
+                yield _decode(header, buffers)
             return
         self._end += n
         while (messages := self._next()) is not None:
             yield messages
         if self._start == self._end:
             self._start = self._end = 0
-        elif self._large is None and self._end == SCRATCH:
-            rest = bytes(self._scratch[self._start : self._end])
-            self._scratch[: len(rest)] = rest
-            self._start, self._end = 0, len(rest)
+        elif self._end == SCRATCH:
+            self._compact()
 
     def _next(self) -> list[Message] | None:
         available = self._end - self._start
@@ -161,29 +165,54 @@ class FrameReader:
         total = header_size + sum(sizes)
         if total > self.limit:
             raise ProtocolError(f"a frame of {total:,} bytes is over the limit of {self.limit:,}")
-        body_start = self._start + prefix
-        self._header_size, self._sizes = header_size, sizes
+        at = self._start + prefix
         if available >= prefix + total:
-            self._start = body_start + total
-            body = self._scratch[body_start : self._start]
-            # The scratch is written over by the next read, so buffers that outlive this call are copied out of it.
-            return self._split(memoryview(bytearray(body)) if count else body)
+            self._start = at + total
+            return self._in_scratch(at, header_size, sizes)
         if total > SCRATCH // 2:
-            large = memoryview(bytearray(total))
-            have = self._end - body_start
-            large[:have] = self._scratch[body_start : self._end]
-            self._large, self._filled = large, have
-            self._start = self._end = 0
+            self._receive_apart(at, header_size, sizes)
         return None
+
+    def _in_scratch(self, at: int, header_size: int, sizes: tuple[int, ...]) -> list[Message]:
+        header = self._scratch[at : at + header_size]
+        at += header_size
+        buffers = []
+        for size in sizes:
+            # The next read overwrites the scratch; what outlives this one is copied out of it.
+            buffers.append(memoryview(bytearray(self._scratch[at : at + size])))
+            at += size
+        return _decode(header, buffers)
+
+    def _receive_apart(self, at: int, header_size: int, sizes: tuple[int, ...]) -> None:
+        self._parts = [_allocate(size) for size in (header_size, *sizes)]
+        self._part = self._filled = 0
+        while at < self._end:
+            target = self._parts[self._part][self._filled :]
+            n = min(len(target), self._end - at)
+            target[:n] = self._scratch[at : at + n]
+            at += n
+            self._filled += n
+            self._skip_full()
+        self._skip_full()
+        self._start = self._end = 0
+
+    def _skip_full(self) -> None:
+        while self._part < len(self._parts) and self._filled == len(self._parts[self._part]):
+            self._part, self._filled = self._part + 1, 0
 
     def _compact(self) -> None:
         rest = bytes(self._scratch[self._start : self._end])
         self._scratch[: len(rest)] = rest
         self._start, self._end = 0, len(rest)
 
-    def _split(self, body: memoryview) -> list[Message]:
-        buffers, at = [], self._header_size
-        for size in self._sizes:
-            buffers.append(body[at : at + size])
-            at += size
-        return _decode(body[: self._header_size], buffers)
+
+def _allocate(size: int) -> memoryview:
+    """Writable memory. Large pieces come straight from the system: it need not be zeroed twice, comes in huge pages
+    where there are any, and goes back at once when it is dropped."""
+    if size < MAPPED:
+        return memoryview(bytearray(size))
+    mapped = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(mapped)
