@@ -25,6 +25,8 @@ from daskfleet.deploy.kubernetes import (
     make_cluster_spec,
 )
 
+from tests.cluster import project
+
 
 @pytest.fixture
 def clusters(kubernetes_api, namespace):
@@ -71,7 +73,18 @@ def test_a_namespace_that_does_not_exist():
         KubeCluster(name="c", namespace="nowhere-to-be-found")
 
 
-@pytest.mark.usefixtures("kubernetes_api")
+@pytest.fixture
+def no_operator(kubernetes_api):
+    """An operator that runs there, for other tests or the demo, rests meanwhile."""
+    left = project.operator_runs(kubernetes_api)
+    if left:
+        project.pause_operator(kubernetes_api)
+    yield
+    if left:
+        project.start_operator(kubernetes_api)
+
+
+@pytest.mark.usefixtures("no_operator")
 def test_no_operator_says_how_to_get_one_and_takes_the_resource_away(namespace, clusters, monkeypatch):
     monkeypatch.setattr(link, "OPERATOR_PATIENCE", 1.0)
     with pytest.raises(OperatorMissing, match=rf"DaskCluster {namespace}/c within 1 s.*kubectl apply -f"):

@@ -234,7 +234,7 @@ class KubeCluster(Cluster):
             await view.wait_until(lambda: view.cluster is None)  # it is being deleted: make it anew
         await view.wait_until(lambda: view.synced)
         if view.cluster is None:
-            others = await lifecycle.list_clusters(link.api)
+            others = await lifecycle.list_clusters(link.api, own=self.namespace)
             raise lifecycle.not_found(self.name, self.namespace, others)
 
     async def _stop(self) -> None:

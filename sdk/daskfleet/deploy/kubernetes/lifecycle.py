@@ -75,22 +75,29 @@ def summarise(cluster: Mapping[str, Any]) -> Summary:
     )
 
 
-async def list_clusters(api: Api, namespace: str | None = None) -> list[Summary]:
+async def list_clusters(api: Api, namespace: str | None = None, *, own: str | None = None) -> list[Summary]:
     """The clusters in `namespace`, or in all that we may look at.
+
+    Parameters
+    ----------
+    namespace
+        All by default.
+    own
+        The namespace to look at where all may not be; by default the context's.
 
     Raises
     ------
     OperatorMissing
         If this Kubernetes does not know DaskCluster resources.
     Forbidden
-        If they may not even be listed in the context's own namespace.
+        If they may not even be listed in `own`.
     """
     try:
         listing = await api.get(resource_path("DaskCluster", namespace))
     except Forbidden:
         if namespace is not None:
             raise
-        listing = await api.get(resource_path("DaskCluster", api.namespace))
+        listing = await api.get(resource_path("DaskCluster", own or api.namespace))
     except ApiError as error:
         raise _without_definitions(error) from None
     return sorted(map(summarise, listing["items"]), key=lambda summary: (summary.namespace, summary.name))
