@@ -27,6 +27,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlencode
 
+import dask  # noqa: F401  not in a constructor: an ImportError it keeps would keep that frame, and so the cluster, alive
+
 from daskfleet import loop as loops
 
 if TYPE_CHECKING:

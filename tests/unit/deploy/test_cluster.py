@@ -1,0 +1,113 @@
+"""What all cluster managers share, on a real LocalCluster."""
+
+import asyncio
+import gc
+import socket
+import time
+import weakref
+
+import pytest
+from daskfleet import Client, LocalCluster
+from daskfleet.deploy.adaptive import clamp
+from daskfleet.deploy.cluster import Log, Logs
+
+SMALL = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
+
+
+def eventually(look, timeout=20):
+    deadline = time.monotonic() + timeout
+    while not look():
+        assert time.monotonic() < deadline, f"not within {timeout} s"
+        time.sleep(0.02)
+
+
+def test_blocking_use():
+    with LocalCluster(**SMALL) as cluster:
+        assert cluster.status == "running"
+        assert len(cluster.scheduler_info["workers"]) == len(cluster.observed) == 1
+        assert cluster.dashboard_link.startswith("http://") and cluster.dashboard_link.endswith("/status")
+        cluster.scale(2)
+        cluster.wait_for_workers(2, timeout=20)
+        with cluster.get_client() as client:
+            assert client.submit(sum, [1, 2]).result() == 3
+        assert "workers=2" in repr(cluster) and cluster.scheduler_address in cluster._repr_html_()
+    assert cluster.status == "closed"
+    cluster.close()  # a second time is no error
+
+
+async def test_asynchronous_use():
+    async with LocalCluster(**SMALL, asynchronous=True) as cluster:
+        await cluster.scale(2)
+        await cluster.wait_for_workers(2, timeout=20)
+        async with Client(cluster, asynchronous=True) as client:
+            assert await client.submit(sum, [1, 2]) == 3
+        assert len(cluster.scheduler_info["workers"]) == 2
+    assert cluster.status == "closed"
+
+
+async def test_awaiting_starts_once():
+    cluster = LocalCluster(**SMALL, asynchronous=True)
+    assert cluster.status == "created"
+    first, second = await asyncio.gather(cluster, cluster)
+    assert first is second is cluster and cluster.status == "running"
+    await cluster.close()
+    with pytest.raises(RuntimeError, match="is closed: make a new one"):
+        await cluster
+
+
+def test_with_needs_async_with_when_asynchronous():
+    with pytest.raises(TypeError, match="async with"), LocalCluster(**SMALL, asynchronous=True):
+        pass
+
+
+def test_workers_that_do_not_come_end_the_wait_with_numbers():
+    with (
+        LocalCluster(**SMALL) as cluster,
+        pytest.raises(TimeoutError, match=r"1 of 3 workers after 0\.2 s"),
+    ):
+        cluster.wait_for_workers(3, timeout=0.2)
+
+
+def test_a_dropped_cluster_closes_itself():
+    cluster = LocalCluster(**SMALL)
+    host, _, port = cluster.scheduler_address.removeprefix("tcp://").partition(":")
+    gone = weakref.ref(cluster)
+    del cluster
+    gc.collect()
+    assert gone() is None
+
+    def listens():
+        with socket.socket() as probe:
+            return probe.connect_ex((host, int(port))) == 0
+
+    eventually(lambda: not listens())
+
+
+def test_adapt_follows_the_load_within_its_bounds():
+    with LocalCluster(**SMALL) as cluster, cluster.get_client() as client:
+        adaptive = cluster.adapt(minimum=0, maximum=3, interval=0.05, wait_count=2, target_duration=0.1)
+        eventually(lambda: len(cluster.scheduler_info["workers"]) == 0)
+        futures = client.map(time.sleep, [0.5 + i / 1000 for i in range(12)])
+        eventually(lambda: len(cluster.scheduler_info["workers"]) == 3)
+        client.gather(futures)
+        del futures
+        eventually(lambda: len(cluster.scheduler_info["workers"]) == 0)
+        adaptive.stop()
+        cluster.scale(1)
+        cluster.wait_for_workers(1, timeout=20)
+
+
+def test_adapt_refuses_bounds_that_contradict():
+    with LocalCluster(**SMALL) as cluster, pytest.raises(ValueError, match="minimum=3, maximum=2"):
+        cluster.adapt(minimum=3, maximum=2)
+
+
+@pytest.mark.parametrize(("target", "expected"), [(-1, 1), (0, 1), (2, 2), (9, 4)])
+def test_clamp(target, expected):
+    assert clamp(target, 1, 4) == expected
+
+
+def test_logs_show_as_text_and_as_html():
+    logs = Logs(a=Log("one <1>"), b=Log("two"))
+    assert repr(logs) == "==> a <==\none <1>\n\n==> b <==\ntwo"
+    assert "&lt;1&gt;" in logs._repr_html_()
