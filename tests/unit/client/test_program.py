@@ -9,7 +9,6 @@ import numpy
 import pytest
 from dask._task_spec import Alias, DataNode, Dict, List, Set, Task, TaskRef, Tuple, execute_graph
 from dask.base import collections_to_expr
-
 from daskfleet.client.encode import GraphEncoder, as_nodes
 from daskfleet.client.program import Compiler, is_simple
 from daskfleet.protocol.serialize import loads

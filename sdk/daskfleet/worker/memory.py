@@ -1,0 +1,79 @@
+"""What a worker does as its memory fills up: distributed's four thresholds.
+
+Up to `target` of the limit, by the sizes of its results, everything stays in memory (`spill`). Above `spill`, by the
+process's own memory, more results go to disk. Above `pause` it starts no more tasks. Above `terminate` its nanny ends
+it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Shares of the memory limit (``distributed.worker.memory.*``); None or False switches one off."""
+
+    target: float | None = 0.6
+    spill: float | None = 0.7
+    pause: float | None = 0.8
+    terminate: float | None = 0.95
+
+    @classmethod
+    def configured(cls) -> Thresholds:
+        """From dask's configuration."""
+        import dask
+
+        def read(name: str, default: float) -> float | None:
+            value = dask.config.get(f"distributed.worker.memory.{name}", default)
+            return None if value is None or value is False else float(value)
+
+        return cls(read("target", 0.6), read("spill", 0.7), read("pause", 0.8), read("terminate", 0.95))
+
+
+class MemoryMonitor:
+    """Decides, from the process's memory, when to spill and when to pause. No I/O: call `look` now and then.
+
+    Parameters
+    ----------
+    limit
+        Bytes the worker may use.
+    evict
+        Moves one result to disk and returns its bytes, 0 when there is none.
+    """
+
+    def __init__(self, limit: int, thresholds: Thresholds, evict: Callable[[], int]) -> None:
+        self.limit, self.thresholds, self._evict = limit, thresholds, evict
+        self.paused = False
+
+    def look(self, resident: int) -> bool:
+        """Take note of `resident` bytes in use and spill if that is called for. Returns whether to pause.
+
+        It spills until what was freed should have brought the process below `target`, or below `spill` without one.
+        A paused worker resumes as soon as it is below `pause` again.
+        """
+        spill, pause = self.thresholds.spill, self.thresholds.pause
+        if spill is not None and resident > spill * self.limit:
+            aim = (self.thresholds.target or spill) * self.limit
+            while resident > aim and (freed := self._evict()):
+                resident -= freed
+        self.paused = pause is not None and resident > pause * self.limit
+        return self.paused
+
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_STATM = Path("/proc/self/statm")
+
+
+def resident_memory() -> int:
+    """Bytes of physical memory that this process uses."""
+    try:
+        return int(_STATM.read_bytes().split()[1]) * _PAGE
+    except OSError:  # not on Linux
+        import psutil
+
+        resident: int = psutil.Process().memory_info().rss
+        return resident
