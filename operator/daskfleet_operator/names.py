@@ -17,8 +17,8 @@ JOB_RUNNER = "job-runner"
 # Bookkeeping of ours on objects; never handed down to the objects made from them.
 OURS = GROUP + "/"
 TEMPLATE = OURS + "template-hash"
-RETIRE = OURS + "retire-since"
 REPLICAS = OURS + "cluster-replicas"
+RETIRING = OURS + "Retiring"  # a condition of pods
 SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 ISTIO = "sidecar.istio.io/inject"
 NOT_HANDED_DOWN = ("kopf.zalando.org", "kubectl.kubernetes.io", OURS)

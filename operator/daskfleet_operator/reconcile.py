@@ -16,11 +16,12 @@ import logging
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from daskfleet_operator import names
 from daskfleet_operator.events import Events
-from daskfleet_operator.kube.client import JSON_PATCH, MERGE, Api, ApiError
+from daskfleet_operator.kube.client import JSON_PATCH, MERGE, STRATEGIC, Api, ApiError
 from daskfleet_operator.kube.kinds import CUSTOM_KINDS, JOB, POD, SECRET, Json, Kind
 from daskfleet_operator.kube.objects import Pod, controller
 from daskfleet_operator.metrics import Metrics
@@ -314,9 +315,15 @@ class Reconciler:
         return (named + rest)[: action.count]
 
     async def _mark_one(self, key: model.Key, pod: Pod) -> bool:
-        body = {"metadata": {"uid": pod.uid, "annotations": {names.RETIRE: f"{self._now():.3f}"}}}
+        """Write the mark as a condition. The kubelet takes up any change of metadata at once, and after that it waits
+        for its next look at the containers, up to a second, before it ends the pod; conditions leave it alone."""
+        since = datetime.fromtimestamp(self._now(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        condition = {"type": names.RETIRING, "status": "True", "lastTransitionTime": since, "reason": "ScaledDown"}
+        body = {"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}}
         try:
-            answer = await self._api.patch(POD, key.namespace, pod.name, body)
+            answer = await self._api.patch(
+                POD, key.namespace, pod.name, body, content_type=STRATEGIC, subresource="status"
+            )
         except ApiError as error:
             if error.status in (404, 409):
                 return False

@@ -21,6 +21,7 @@ from daskfleet_operator.kube.kinds import Json, Kind
 FIELD_MANAGER = "daskfleet-operator"
 MERGE = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
+STRATEGIC = "application/strategic-merge-patch+json"  # merges lists by their keys; only for built-in kinds
 THROTTLED_TRIES = 5
 
 

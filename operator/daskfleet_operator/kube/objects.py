@@ -53,7 +53,7 @@ class Pod:
         conditions = {item["type"]: item for item in status.get("conditions") or ()}
         ready = conditions.get("Ready", {})
         is_ready = ready.get("status") == "True"
-        retire = annotations.get(names.RETIRE)
+        retiring = conditions.get(names.RETIRING, {})
         return cls(
             name=meta["name"],
             uid=meta["uid"],
@@ -67,7 +67,7 @@ class Pod:
             ready=is_ready,
             ready_since=parse_time(ready.get("lastTransitionTime")) if is_ready else None,
             template=annotations.get(names.TEMPLATE, ""),
-            retire_since=_number(retire),
+            retire_since=parse_time(retiring.get("lastTransitionTime")) if retiring.get("status") == "True" else None,
             owner=controller(raw),
             ip=status.get("podIP"),
             http_port=_http_port(raw),
@@ -160,13 +160,6 @@ def _http_port(raw: Json) -> int:
             if port.get("name") == names.HTTP_PORT_NAME:
                 return int(port["containerPort"])
     return names.HTTP_PORT
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return 0.0  # marked, by a hand that wrote no time: long ago
 
 
 IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}

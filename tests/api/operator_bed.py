@@ -1,0 +1,180 @@
+"""What the operator's tests share: an operator process, and waiting for what the API server says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+Json = dict[str, Any]
+T = TypeVar("T")
+MANIFESTS = Path(__file__).parent / "manifests"
+
+
+def eventually(look: Callable[[], T], what: str, seconds: float = 30) -> T:
+    """What `look` returns once it is true; a failure that says what was waited for and what was seen last."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            seen: Any = look()
+        except (AssertionError, LookupError) as error:
+            seen = None
+            last: object = repr(error)
+        else:
+            last = seen
+        if seen:
+            return seen
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds:.0f} s: {what}; seen last: {last}")
+        time.sleep(0.05)
+
+
+class Namespace:
+    """kubectl in one namespace, with JSON answers."""
+
+    def __init__(self, cluster: Any, name: str) -> None:
+        self.cluster = cluster
+        self.name = name
+
+    def kubectl(self, *args: str, input: str | None = None) -> str:
+        return str(self.cluster.kubectl("-n", self.name, *args, input=input))
+
+    def apply(self, manifest: Json | Path) -> None:
+        if isinstance(manifest, Path):
+            self.kubectl("apply", "-f", str(manifest))
+        else:
+            self.kubectl("apply", "-f", "-", input=json.dumps(manifest))
+
+    def get(self, kind: str, name: str) -> Json:
+        text = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
+        found: Json = json.loads(text) if text.strip() else {}
+        return found
+
+    def items(self, kind: str, selector: str = "") -> list[Json]:
+        args = ["-l", selector] if selector else []
+        listed: list[Json] = json.loads(self.kubectl("get", kind, *args, "-o", "json"))["items"]
+        return listed
+
+    def workers(self, group: str) -> list[Json]:
+        """The group's pods that are not on their way out."""
+        pods = self.items("pods", f"dask.org/workergroup-name={group}")
+        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+    def condition(self, kind: str, name: str, type: str) -> Json:
+        conditions = self.get(kind, name).get("status", {}).get("conditions", [])
+        found: Json = next((item for item in conditions if item["type"] == type), {})
+        return found
+
+    def events(self, name: str) -> list[str]:
+        """Reasons of the events on the custom resource of this name."""
+        selector = f"involvedObject.name={name}"
+        listed = json.loads(self.kubectl("get", "events", "--field-selector", selector, "-o", "json"))["items"]
+        return [item["reason"] for item in listed if item["source"].get("component") == "daskfleet-operator"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class OperatorProcess:
+    """`python -m daskfleet_operator` with these options; its log is kept for failures."""
+
+    def __init__(self, kubeconfig: Path | str, *options: str) -> None:
+        self.port = free_port()
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process object
+        command = [sys.executable, "-m", "daskfleet_operator", "--listen", f"127.0.0.1:{self.port}"]
+        self.process = subprocess.Popen(
+            [*command, "--kubeconfig", str(kubeconfig), *options],
+            stderr=self.log,
+            env={**os.environ, "HOSTNAME": f"operator-{self.port}"},
+        )
+
+    def http(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=2) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def wait_for(self, word: str, seconds: float = 30) -> None:
+        """Until /readyz says `word`: "leading" or "standing by"."""
+
+        def ready() -> bool:
+            assert self.process.poll() is None, self.output()
+            return word in self.http("/readyz")[1]
+
+        eventually(ready, f"an operator that is {word}", seconds)
+
+    def requests(self, method: str, resource: str) -> int:
+        """How many such API requests it has made."""
+        total = 0
+        for line in self.http("/metrics")[1].splitlines():
+            wanted = f'method="{method}",resource="{resource}"'
+            if line.startswith("daskfleet_operator_api_requests_total{") and wanted in line:
+                total += int(float(line.rsplit(" ", 1)[1]))
+        return total
+
+    def output(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+    def kill(self) -> None:
+        """As a node that loses power would."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> int:
+        """In order; the exit code."""
+        self.process.terminate()
+        try:
+            return self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+
+@contextmanager
+def operator(kubeconfig: Path | str, *options: str, ready: str = "leading") -> Iterator[OperatorProcess]:
+    """A running operator; stopped afterwards, and its log printed for pytest to show."""
+    process = OperatorProcess(kubeconfig, *options)
+    try:
+        process.wait_for(ready)
+        yield process
+    finally:
+        if process.process.poll() is None:
+            process.stop()
+        sys.stderr.write(process.output())
+
+
+def cluster_manifest(name: str = "lab", replicas: int = 2, image: str = "example.invalid/nothing:1") -> Json:
+    """A DaskCluster whose pods need not run."""
+    selector = {"dask.org/cluster-name": name, "dask.org/component": "scheduler"}
+    ports = [{"name": "tcp-comm", "port": 8786}, {"name": "http-dashboard", "port": 8787}]
+    return {
+        "apiVersion": "kubernetes.dask.org/v1",
+        "kind": "DaskCluster",
+        "metadata": {"name": name},
+        "spec": {
+            "worker": {"replicas": replicas, "spec": {"containers": [{"name": "worker", "image": image}]}},
+            "scheduler": {
+                "spec": {"containers": [{"name": "scheduler", "image": image}]},
+                "service": {"selector": selector, "ports": ports},
+            },
+        },
+    }

@@ -1,0 +1,444 @@
+"""The operator against a real API server. Pods need not run here: what is made, counted, said and deleted matters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from operator_bed import MANIFESTS, Namespace, OperatorProcess, cluster_manifest, eventually, free_port, operator
+
+
+@pytest.fixture(scope="module")
+def lab(kubernetes_api: Any, module_namespace: str) -> Namespace:
+    return Namespace(kubernetes_api, module_namespace)
+
+
+@pytest.fixture(scope="module")
+def running(kubernetes_api: Any, lab: Namespace) -> Iterator[OperatorProcess]:
+    with operator(kubernetes_api.kubeconfig, "--namespace", lab.name) as process:
+        yield process
+
+
+def owner_names(resource: dict[str, Any]) -> list[str]:
+    return [f"{owner['kind']}/{owner['name']}" for owner in resource["metadata"]["ownerReferences"]]
+
+
+def environment(pod: dict[str, Any]) -> dict[str, Any]:
+    return {item["name"]: item.get("value") for item in pod["spec"]["containers"][0]["env"]}
+
+
+def test_a_manifest_for_dask_kubernetes_becomes_what_its_users_rely_on(
+    lab: Namespace, running: OperatorProcess
+) -> None:
+    lab.apply(MANIFESTS / "upstream" / "cluster.yaml")
+    workers = eventually(lambda: len(found := lab.workers("simple-default")) == 2 and found, "two worker pods")
+    for pod in workers:
+        labels = pod["metadata"]["labels"]
+        assert labels["dask.org/cluster-name"] == "simple"
+        assert labels["dask.org/component"] == "worker"
+        assert labels["team"] == "astro" and labels["tier"] == "compute"
+        assert pod["metadata"]["annotations"]["note"] == "kept"
+        assert pod["metadata"]["name"].startswith("simple-default-worker-")
+        assert environment(pod)["DASK_WORKER_NAME"] == pod["metadata"]["name"]
+        address = f"tcp://simple-scheduler.{lab.name}.svc.cluster.local:8786"
+        assert environment(pod)["DASK_SCHEDULER_ADDRESS"] == address
+        assert owner_names(pod) == ["DaskWorkerGroup/simple-default"]
+    for kind in ("deployment", "service", "poddisruptionbudget"):
+        assert owner_names(lab.get(kind, "simple-scheduler")) == ["DaskCluster/simple"]
+    assert owner_names(lab.get("secret", "simple-token")) == ["DaskCluster/simple"]
+    assert owner_names(lab.get("daskworkergroup", "simple-default")) == ["DaskCluster/simple"]
+    service = lab.get("service", "simple-scheduler")
+    assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == {
+        "tcp-comm": 8786,
+        "http-dashboard": 8787,
+    }
+    assert eventually(lambda: lab.get("dsk", "simple").get("status", {}).get("phase"), "a phase") == "Pending"
+
+
+def test_more_groups_are_adopted_and_named_workers_keep_their_name(lab: Namespace, running: OperatorProcess) -> None:
+    lab.apply(MANIFESTS / "upstream" / "workergroup.yaml")
+    (pod,) = eventually(lambda: lab.workers("simple-extra"), "its worker")
+    assert environment(pod)["DASK_WORKER_NAME"] == "named-by-hand"
+    group = lab.get("daskworkergroup", "simple-extra")
+    assert owner_names(group) == ["DaskCluster/simple"]
+    assert group["metadata"]["labels"]["dask.org/cluster-name"] == "simple"
+
+
+def test_kubectl_scale_works_on_groups_and_clusters_both_ways(lab: Namespace, running: OperatorProcess) -> None:
+    lab.apply(cluster_manifest("scaled", 2))
+    eventually(lambda: len(lab.workers("scaled-default")) == 2, "two workers")
+    lab.kubectl("scale", "daskworkergroup", "scaled-default", "--replicas=5")
+    before = eventually(lambda: len(found := lab.workers("scaled-default")) == 5 and found, "five workers")
+    lab.kubectl("scale", "daskcluster", "scaled", "--replicas=3")
+    after = eventually(lambda: len(found := lab.workers("scaled-default")) == 3 and found, "three workers")
+    assert {pod["metadata"]["uid"] for pod in after} < {pod["metadata"]["uid"] for pod in before}
+    scale = eventually(
+        lambda: (found := lab.kubectl("get", "--raw", scale_path(lab))) and '"replicas":3' in found and found,
+        "the scale subresource",
+    )
+    status = json.loads(scale)["status"]
+    assert status["replicas"] == 3
+    assert len(lab.items("pods", status["selector"])) >= 3
+
+
+def scale_path(lab: Namespace) -> str:
+    return f"/apis/kubernetes.dask.org/v1/namespaces/{lab.name}/daskworkergroups/scaled-default/scale"
+
+
+def test_deleted_objects_come_back(lab: Namespace, running: OperatorProcess) -> None:
+    lab.apply(cluster_manifest("lost", 1))
+    (pod,) = eventually(lambda: lab.workers("lost-default"), "its worker")
+    eventually(lambda: lab.get("service", "lost-scheduler"), "its Service")
+    lab.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
+    eventually(
+        lambda: [p for p in lab.workers("lost-default") if p["metadata"]["uid"] != pod["metadata"]["uid"]], "one"
+    )
+    for kind, name in (
+        ("service", "lost-scheduler"),
+        ("deployment", "lost-scheduler"),
+        ("daskworkergroup", "lost-default"),
+    ):
+        uid = lab.get(kind, name)["metadata"]["uid"]
+        lab.kubectl("delete", kind, name, "--wait=false")
+        eventually(lambda k=kind, n=name, u=uid: (f := lab.get(k, n)) and f["metadata"]["uid"] != u, f"{kind} {name}")
+    eventually(lambda: len(lab.workers("lost-default")) == 1, "one worker of the new group")
+
+
+def test_an_image_that_cannot_be_pulled_is_said_and_makes_no_storm(lab: Namespace, running: OperatorProcess) -> None:
+    made = running.requests("POST", "pods")
+    lab.apply(cluster_manifest("noimage", 2, image="example.invalid/nothing:1"))
+    for kind, name in (("daskworkergroup", "noimage-default"), ("daskcluster", "noimage")):
+        failure = eventually(
+            lambda k=kind, n=name: (c := lab.condition(k, n, "ReplicaFailure")).get("status") == "True" and c,
+            f"the condition on the {kind}",
+            seconds=20,
+        )
+        assert failure["reason"] == "ImagePullFailed"
+        assert "example.invalid/nothing:1" in failure["message"]
+        assert failure["observedGeneration"] == 1
+        eventually(lambda n=name: "ImagePullFailed" in lab.events(n), f"the event on {name}")
+    assert running.requests("POST", "pods") == made + 2
+
+
+def test_a_pod_that_the_api_server_refuses_is_said_in_its_words_and_clears(
+    lab: Namespace, running: OperatorProcess
+) -> None:
+    manifest = cluster_manifest("refused", 2)
+    manifest["spec"]["worker"]["spec"]["containers"][0]["resources"] = {"requests": {"cpu": "lots"}}
+    lab.apply(manifest)
+    failure = eventually(
+        lambda: (
+            (c := lab.condition("daskworkergroup", "refused-default", "ReplicaFailure")).get("status") == "True" and c
+        ),
+        "the condition",
+    )
+    assert failure["reason"] == "Refused"
+    assert "quantities must match" in failure["message"]
+    eventually(lambda: "Refused" in lab.events("refused-default"), "the event")
+    del manifest["spec"]["worker"]["spec"]["containers"][0]["resources"]
+    lab.apply(manifest)
+    eventually(lambda: len(lab.workers("refused-default")) == 2, "workers of the mended template")
+    eventually(
+        lambda: lab.condition("daskworkergroup", "refused-default", "ReplicaFailure")["reason"] != "Refused",
+        "the condition to clear",
+    )
+
+
+def test_a_scheduler_that_the_api_server_refuses_is_an_error(lab: Namespace, running: OperatorProcess) -> None:
+    manifest = cluster_manifest("badsched", 0)
+    manifest["spec"]["scheduler"]["spec"]["restartPolicy"] = "Sometimes"
+    lab.apply(manifest)
+    eventually(lambda: lab.get("dsk", "badsched").get("status", {}).get("phase") == "Error", "phase Error")
+    ready = lab.condition("dsk", "badsched", "Ready")
+    assert ready["reason"] == "Refused" and "restartPolicy" in ready["message"]
+    del manifest["spec"]["scheduler"]["spec"]["restartPolicy"]
+    lab.apply(manifest)
+    eventually(lambda: lab.get("dsk", "badsched")["status"]["phase"] == "Pending", "phase Pending")
+
+
+def test_a_quota_is_said_and_obeyed_and_clears(kubernetes_api: Any, namespace: str) -> None:
+    lab = Namespace(kubernetes_api, namespace)
+    lab.kubectl("create", "quota", "few", "--hard=pods=3")
+    with operator(kubernetes_api.kubeconfig, "--namespace", namespace) as process:
+        lab.apply(cluster_manifest("many", 8))
+        failure = eventually(
+            lambda: (
+                (c := lab.condition("daskworkergroup", "many-default", "ReplicaFailure")).get("status") == "True" and c
+            ),
+            "the condition",
+        )
+        assert failure["reason"] == "QuotaExceeded"
+        assert "exceeded quota: few" in failure["message"]
+        assert process.requests("POST", "pods") < 40
+        lab.kubectl("patch", "quota", "few", "--type=merge", "-p", '{"spec":{"hard":{"pods":"20"}}}')
+        eventually(lambda: len(lab.workers("many-default")) == 8, "all workers", seconds=60)
+        eventually(
+            lambda: lab.condition("daskworkergroup", "many-default", "ReplicaFailure")["reason"] != "QuotaExceeded",
+            "the condition to clear",
+        )
+
+
+def test_a_taken_name_is_said_and_what_has_it_is_left_alone(lab: Namespace, running: OperatorProcess) -> None:
+    lab.kubectl("create", "deployment", "taken-scheduler", "--image=example.invalid/mine:1")
+    lab.apply(cluster_manifest("taken", 0))
+    ready = eventually(lambda: (c := lab.condition("dsk", "taken", "Ready")).get("reason") == "NameTaken" and c, "it")
+    assert "'taken-scheduler' exists" in ready["message"]
+    containers = lab.get("deployment", "taken-scheduler")["spec"]["template"]["spec"]["containers"]
+    assert containers[0]["image"] == "example.invalid/mine:1"
+
+
+def test_deleting_the_cluster_takes_everything_of_it_and_nothing_else(lab: Namespace, running: OperatorProcess) -> None:
+    lab.apply(cluster_manifest("gone", 2))
+    lab.apply(cluster_manifest("stays", 1))
+    eventually(lambda: len(lab.workers("gone-default")) == 2 and len(lab.workers("stays-default")) == 1, "workers")
+    lab.kubectl("delete", "dsk", "gone")
+    kinds = "pods,services,deployments,secrets,poddisruptionbudgets,daskworkergroups"
+    eventually(lambda: not lab.items(kinds, "dask.org/cluster-name=gone"), "nothing of the cluster", seconds=60)
+    assert len(lab.workers("stays-default")) == 1
+
+
+def test_a_group_without_its_cluster_says_so_until_the_cluster_comes(lab: Namespace, running: OperatorProcess) -> None:
+    group = yaml.safe_load((MANIFESTS / "upstream" / "workergroup.yaml").read_text())
+    group["metadata"]["name"], group["spec"]["cluster"] = "early", "later"
+    lab.apply(group)
+    ready = eventually(lambda: lab.condition("daskworkergroup", "early", "Ready"), "a condition")
+    assert ready["reason"] == "ClusterNotFound" and "'later' does not exist" in ready["message"]
+    lab.apply(cluster_manifest("later", 0))
+    eventually(lambda: lab.workers("early"), "its worker")
+
+
+def test_suspend_takes_the_pods_and_gives_them_back(lab: Namespace, running: OperatorProcess) -> None:
+    lab.apply(cluster_manifest("paused", 2))
+    eventually(lambda: len(lab.workers("paused-default")) == 2, "two workers")
+    lab.kubectl("patch", "dsk", "paused", "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    eventually(lambda: not lab.workers("paused-default"), "no workers")
+    eventually(lambda: lab.get("deployment", "paused-scheduler")["spec"]["replicas"] == 0, "no scheduler")
+    assert eventually(lambda: lab.get("dsk", "paused")["status"]["phase"] == "Suspended", "the phase")
+    lab.kubectl("patch", "dsk", "paused", "--type=merge", "-p", '{"spec":{"suspend":null}}')
+    eventually(lambda: len(lab.workers("paused-default")) == 2, "two workers again")
+    eventually(lambda: lab.get("deployment", "paused-scheduler")["spec"]["replicas"] == 1, "the scheduler again")
+
+
+def test_an_edit_of_the_cluster_reaches_workers_and_scheduler(lab: Namespace, running: OperatorProcess) -> None:
+    lab.apply(cluster_manifest("edited", 3, image="example.invalid/old:1"))
+    eventually(lambda: len(lab.workers("edited-default")) == 3, "three workers")
+    lab.apply(cluster_manifest("edited", 3, image="example.invalid/new:1"))
+    eventually(
+        lambda: (
+            [p["spec"]["containers"][0]["image"] for p in lab.workers("edited-default")]
+            == ["example.invalid/new:1"] * 3
+        ),
+        "three workers of the new image",
+    )
+    eventually(
+        lambda: (
+            lab.get("deployment", "edited-scheduler")["spec"]["template"]["spec"]["containers"][0]["image"]
+            == "example.invalid/new:1"
+        ),
+        "the scheduler's new image",
+    )
+
+
+def test_an_edit_of_the_service_reaches_it(lab: Namespace, running: OperatorProcess) -> None:
+    manifest = cluster_manifest("ports", 0)
+    lab.apply(manifest)
+    eventually(lambda: lab.get("service", "ports-scheduler"), "the Service")
+    manifest["spec"]["scheduler"]["service"]["ports"].append({"name": "jupyter", "port": 8888})
+    lab.apply(manifest)
+    eventually(lambda: len(lab.get("service", "ports-scheduler")["spec"]["ports"]) == 3, "a third port")
+
+
+def test_two_autoscalers_on_one_group(lab: Namespace, running: OperatorProcess) -> None:
+    lab.apply(cluster_manifest("auto", 1))
+    for name in ("first", "second"):
+        spec = {"cluster": "auto", "minimum": 1, "maximum": 3}
+        metadata = {"name": name}
+        lab.apply(
+            {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskAutoscaler", "metadata": metadata, "spec": spec}
+        )
+        eventually(lambda n=name: lab.condition("daskautoscaler", n, "Ready"), f"a condition on {name}")
+    conflict = eventually(
+        lambda: (c := lab.condition("daskautoscaler", "second", "Ready"))["reason"] == "ConflictingAutoscaler" and c,
+        "the conflict",
+    )
+    assert "'first'" in conflict["message"]
+    assert owner_names(lab.get("daskautoscaler", "first")) == ["DaskCluster/auto"]
+
+
+def test_a_job_makes_its_cluster_and_runner_and_suspends(lab: Namespace, running: OperatorProcess) -> None:
+    lab.apply(MANIFESTS / "upstream" / "job.yaml")
+    runner = eventually(lambda: lab.get("pod", "simple-job-runner"), "the runner")
+    assert owner_names(runner) == ["DaskJob/simple-job"]
+    assert runner["metadata"]["labels"]["dask.org/component"] == "job-runner"
+    assert runner["spec"]["restartPolicy"] == "OnFailure"
+    assert owner_names(lab.get("dsk", "simple-job")) == ["DaskJob/simple-job"]
+    eventually(
+        lambda: lab.get("djb", "simple-job").get("status", {}).get("jobStatus") == "ClusterCreated", "the status"
+    )
+    lab.kubectl("patch", "djb", "simple-job", "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    eventually(lambda: not lab.get("dsk", "simple-job") and not lab.get("pod", "simple-job-runner"), "nothing left", 60)
+    lab.kubectl("patch", "djb", "simple-job", "--type=merge", "-p", '{"spec":{"suspend":false}}')
+    eventually(lambda: lab.get("pod", "simple-job-runner"), "the runner again")
+
+
+def test_a_job_whose_cluster_exists_says_so(lab: Namespace, running: OperatorProcess) -> None:
+    lab.apply(cluster_manifest("same", 0))
+    job = yaml.safe_load((MANIFESTS / "upstream" / "job.yaml").read_text())
+    job["metadata"]["name"] = "same"
+    lab.apply(job)
+    said = eventually(lambda: lab.condition("djb", "same", "Complete"), "a condition")
+    assert said["reason"] == "ClusterExists"
+    assert not lab.get("pod", "same-runner")
+
+
+# --- what happens to the operator itself ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kill_after", [0.0, 0.05, 0.1, 0.2, 0.4])
+def test_killed_in_the_middle_of_a_scale_down_the_next_one_finishes_it(
+    kubernetes_api: Any, namespace: str, kill_after: float
+) -> None:
+    lab = Namespace(kubernetes_api, namespace)
+    options = ("--namespace", namespace)
+    with operator(kubernetes_api.kubeconfig, *options) as first:
+        lab.apply(cluster_manifest("c", 8))
+        before = eventually(lambda: len(found := lab.workers("c-default")) == 8 and found, "eight workers")
+        lab.kubectl("scale", "daskworkergroup", "c-default", "--replicas=3")
+        threading.Event().wait(kill_after)
+        first.kill()
+    intended = {
+        pod["metadata"]["uid"]
+        for pod in lab.items("pods", "dask.org/workergroup-name=c-default")
+        if any(condition["type"] == "kubernetes.dask.org/Retiring" for condition in pod["status"].get("conditions", ()))
+    }
+    with operator(kubernetes_api.kubeconfig, *options):
+        after = eventually(lambda: len(found := lab.workers("c-default")) == 3 and found, "three workers")
+    left = {pod["metadata"]["uid"] for pod in after}
+    assert left <= {pod["metadata"]["uid"] for pod in before}
+    assert not left & intended
+
+
+def test_standby_takes_over_when_the_leader_dies(kubernetes_api: Any, namespace: str) -> None:
+    lab = Namespace(kubernetes_api, namespace)
+    options = ("--namespace", namespace, "--leader-elect", "--lease-namespace", namespace, "--lease-seconds", "3")
+    with (
+        operator(kubernetes_api.kubeconfig, *options) as first,
+        operator(kubernetes_api.kubeconfig, *options, ready="standing by") as second,
+    ):
+        lab.apply(cluster_manifest("ha", 1))
+        eventually(lambda: len(lab.workers("ha-default")) == 1, "one worker")
+        assert second.requests("POST", "pods") == 0
+        first.kill()
+        second.wait_for("leading")
+        lab.kubectl("scale", "daskworkergroup", "ha-default", "--replicas=3")
+        eventually(lambda: len(lab.workers("ha-default")) == 3, "three workers")
+        assert second.requests("POST", "pods") == 2
+
+
+def test_a_leader_that_ends_in_order_hands_over_at_once(kubernetes_api: Any, namespace: str) -> None:
+    options = ("--namespace", namespace, "--leader-elect", "--lease-namespace", namespace, "--lease-seconds", "3600")
+    with (
+        operator(kubernetes_api.kubeconfig, *options) as first,
+        operator(kubernetes_api.kubeconfig, *options, ready="standing by") as second,
+    ):
+        assert first.stop() == 0
+        second.wait_for("leading", seconds=10)
+
+
+class FreezingProxy:
+    """Passes TCP on to the API server, until told to hold every byte back while the connections stay open."""
+
+    def __init__(self, target: str) -> None:
+        parts = urlsplit(target)
+        self._target = parts.hostname, parts.port
+        self.port = free_port()
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def freeze(self) -> None:
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        self._flowing.set()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", self.port))
+        self._loop.run_forever()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            there, back = await asyncio.open_connection(*self._target)
+            await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+
+    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                while not self._flowing.is_set():  # noqa: ASYNC110  a thread sets it
+                    await asyncio.sleep(0.05)
+                sink.write(data)
+                await sink.drain()
+        sink.close()
+
+
+@pytest.fixture
+def proxied(kubernetes_api: Any, tmp_path: Path) -> Iterator[tuple[FreezingProxy, Path]]:
+    """A proxy before the API server, and a kubeconfig that leads through it."""
+    config = yaml.safe_load(Path(kubernetes_api.kubeconfig).read_text())
+    entry = config["clusters"][0]["cluster"]
+    proxy = FreezingProxy(entry["server"])
+    server = urlsplit(entry["server"])
+    entry["server"] = server._replace(netloc=f"127.0.0.1:{proxy.port}").geturl()
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(config))
+    yield proxy, kubeconfig
+    proxy.close()
+
+
+def test_liveness_fails_when_the_watches_are_dead_and_heals(
+    proxied: tuple[FreezingProxy, Path], namespace: str
+) -> None:
+    proxy, kubeconfig = proxied
+    with operator(kubeconfig, "--namespace", namespace, "--watch-period", "1") as process:
+        assert process.http("/healthz") == (200, "ok")
+        proxy.freeze()
+        _, said = eventually(lambda: (a := process.http("/healthz"))[0] == 503 and a, "a failing probe")
+        assert "silent" in said or "not answered" in said
+        proxy.thaw()
+        eventually(lambda: process.http("/healthz")[0] == 200, "a passing probe", seconds=40)
+
+
+def test_metrics_are_prometheus_text(lab: Namespace, running: OperatorProcess) -> None:
+    code, text = running.http("/metrics")
+    assert code == 200
+    for name in ("reconcile_seconds_bucket", "queue_depth", "api_requests_total", "clusters{", "leader 1"):
+        assert f"daskfleet_operator_{name}" in text
+
+
+def test_the_operator_needs_few_requests_per_worker(kubernetes_api: Any, namespace: str) -> None:
+    lab = Namespace(kubernetes_api, namespace)
+    with operator(kubernetes_api.kubeconfig, "--namespace", namespace) as process:
+        lab.apply(cluster_manifest("big", 100))
+        eventually(lambda: len(lab.workers("big-default")) == 100, "a hundred workers", seconds=60)
+        total = sum(
+            int(float(line.rsplit(" ", 1)[1]))
+            for line in process.http("/metrics")[1].splitlines()
+            if line.startswith("daskfleet_operator_api_requests_total{")
+        )
+        assert process.requests("POST", "pods") == 100
+        assert total <= 300
