@@ -60,6 +60,7 @@ async def connect(
     address: str,
     *,
     timeout: float = 10.0,
+    patience: float | None = None,
     token: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
     setup: Callable[[Connection], None] | None = None,
@@ -70,6 +71,9 @@ async def connect(
     ----------
     timeout
         Seconds for the connection and the handshake together.
+    patience
+        Seconds for the connection alone, for callers that try again: when its first packet is lost, as those to a
+        Kubernetes Service are that has no rules yet, the kernel repeats it only after one second, and then after two.
     setup
         Called with the connection before any message of the peer's can arrive: the place to set its handlers.
 
@@ -87,14 +91,16 @@ async def connect(
     connection: Connection | None = None
     try:
         async with asyncio.timeout(timeout):
-            _, connection = await loop.create_connection(
-                Connection, target.host, target.port, ssl=ssl_context if target.scheme == "tls" else None
-            )
+            async with asyncio.timeout(patience):
+                _, connection = await loop.create_connection(
+                    Connection, target.host, target.port, ssl=ssl_context if target.scheme == "tls" else None
+                )
             _tune(connection)
             await _shake_hands(connection, Handshake("client", token), setup or (lambda _: None))
     except TimeoutError:
         _abort(connection)
-        raise TimeoutError(f"{target} did not answer within {timeout:g} s") from None
+        waited = timeout if connection is not None or patience is None else min(timeout, patience)
+        raise TimeoutError(f"{target} did not answer within {waited:g} s") from None
     except AuthenticationError as error:
         _abort(connection)
         raise AuthenticationError(f"{target}: {error.args[0]}") from None

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 HEARTBEAT = 0.5
 #: Seconds between attempts to reach the scheduler: it may be started after us.
 RETRY = 0.1
+#: Seconds that the first attempt waits for an answer; each that got none makes the next one wait half as long again.
+FIRST_PATIENCE = 0.2
+LONGEST_PATIENCE = 10.0
 #: Values above this many bytes are pickled and unpickled outside of the event loop.
 OFFLOAD = 4 << 20
 
@@ -208,10 +211,10 @@ class Worker:
         assert self._listener is not None
         deadline = None if self.death_timeout is None else time.monotonic() + self.death_timeout
         args = self.security.get_connection_args("worker")
-        said = False
+        said, patience = False, FIRST_PATIENCE
         while True:
             try:
-                connection = await connect(self.scheduler_address, setup=self._attach, **args)
+                connection = await connect(self.scheduler_address, setup=self._attach, patience=patience, **args)
                 break
             except (ConnectionRefusedError, ConnectionResetError, TimeoutError, OSError) as error:
                 from daskfleet.protocol.frames import ProtocolError
@@ -226,6 +229,8 @@ class Worker:
                 if not said:
                     logger.info("waiting for the scheduler at %s: %s", self.scheduler_address, error)
                     said = True
+                if isinstance(error, TimeoutError):
+                    patience = min(1.5 * patience, LONGEST_PATIENCE)
                 await asyncio.sleep(RETRY)
         self.address = self._contact_address(connection)
         held = [(key, self.machine.sizes[id]) for id, key in self.machine.keys.items()]
