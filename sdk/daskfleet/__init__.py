@@ -15,36 +15,90 @@ from typing import TYPE_CHECKING, Any
 from daskfleet._version import __version__
 
 if TYPE_CHECKING:
+    from daskfleet.client.channels import Queue as Queue
+    from daskfleet.client.channels import Variable as Variable
     from daskfleet.client.client import Client as Client
-    from daskfleet.client.client import futures_of as futures_of
+    from daskfleet.client.collections import futures_of as futures_of
+    from daskfleet.client.executor import CompatibleExecutor as CompatibleExecutor
     from daskfleet.client.future import Future as Future
+    from daskfleet.client.inside import default_client as default_client
+    from daskfleet.client.inside import fire_and_forget as fire_and_forget
+    from daskfleet.client.inside import get_client as get_client
+    from daskfleet.client.inside import local_client as local_client
+    from daskfleet.client.inside import worker_client as worker_client
+    from daskfleet.client.locks import Event as Event
+    from daskfleet.client.locks import Lock as Lock
+    from daskfleet.client.locks import MultiLock as MultiLock
+    from daskfleet.client.locks import Semaphore as Semaphore
+    from daskfleet.client.sharing import print as print
+    from daskfleet.client.sharing import warn as warn
     from daskfleet.client.waiting import as_completed as as_completed
     from daskfleet.client.waiting import wait as wait
     from daskfleet.deploy.kubernetes import KubeCluster as KubeCluster
     from daskfleet.deploy.local import LocalCluster as LocalCluster
+    from daskfleet.deploy.spec import SpecCluster as SpecCluster
+    from daskfleet.deploy.ssh import SSHCluster as SSHCluster
     from daskfleet.exceptions import CancelledError as CancelledError
     from daskfleet.exceptions import KilledWorker as KilledWorker
+    from daskfleet.exceptions import Reschedule as Reschedule
+    from daskfleet.plugins import Environ as Environ
+    from daskfleet.plugins import InstallPlugin as InstallPlugin
+    from daskfleet.plugins import NannyPlugin as NannyPlugin
+    from daskfleet.plugins import PipInstall as PipInstall
+    from daskfleet.plugins import SchedulerPlugin as SchedulerPlugin
+    from daskfleet.plugins import UploadDirectory as UploadDirectory
+    from daskfleet.plugins import UploadFile as UploadFile
+    from daskfleet.plugins import WorkerPlugin as WorkerPlugin
     from daskfleet.scheduler.server import Scheduler as Scheduler
     from daskfleet.security import Security as Security
     from daskfleet.worker.context import get_worker as get_worker
+    from daskfleet.worker.context import rejoin as rejoin
+    from daskfleet.worker.context import secede as secede
     from daskfleet.worker.nanny import Nanny as Nanny
     from daskfleet.worker.server import Worker as Worker
 
 _WHERE = {
     "CancelledError": "exceptions",
     "Client": "client.client",
+    "CompatibleExecutor": "client.executor",
+    "Environ": "plugins",
+    "Event": "client.locks",
     "Future": "client.future",
+    "InstallPlugin": "plugins",
     "KilledWorker": "exceptions",
     "KubeCluster": "deploy.kubernetes",
     "LocalCluster": "deploy.local",
+    "Lock": "client.locks",
+    "MultiLock": "client.locks",
     "Nanny": "worker.nanny",
+    "NannyPlugin": "plugins",
+    "PipInstall": "plugins",
+    "Queue": "client.channels",
+    "Reschedule": "exceptions",
+    "SSHCluster": "deploy.ssh",
     "Scheduler": "scheduler.server",
+    "SchedulerPlugin": "plugins",
     "Security": "security",
+    "Semaphore": "client.locks",
+    "SpecCluster": "deploy.spec",
+    "UploadDirectory": "plugins",
+    "UploadFile": "plugins",
+    "Variable": "client.channels",
     "Worker": "worker.server",
+    "WorkerPlugin": "plugins",
     "as_completed": "client.waiting",
-    "futures_of": "client.client",
+    "default_client": "client.inside",
+    "fire_and_forget": "client.inside",
+    "futures_of": "client.collections",
+    "get_client": "client.inside",
     "get_worker": "worker.context",
+    "local_client": "client.inside",
+    "print": "client.sharing",
+    "rejoin": "worker.context",
+    "secede": "worker.context",
     "wait": "client.waiting",
+    "warn": "client.sharing",
+    "worker_client": "client.inside",
 }
 
 __all__ = ["__version__", *_WHERE]
@@ -54,7 +108,8 @@ def __getattr__(name: str) -> Any:
     module = _WHERE.get(name)
     if module is None:
         raise AttributeError(f"module 'daskfleet' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"daskfleet.{module}"), name)
+    value = globals()[name] = getattr(importlib.import_module(f"daskfleet.{module}"), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -38,5 +38,9 @@ class CancelledError(AsyncCancelledError):
     """The future was cancelled, or its data was lost and cannot be computed again."""
 
 
+class Reschedule(DaskfleetError):
+    """Raised by a task that should run again, perhaps on another worker. It is not counted as a failure."""
+
+
 class LostData(DaskfleetError):
     """Data that no task produces (scattered data, say) was on workers that are gone."""

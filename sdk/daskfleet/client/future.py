@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dask._task_spec import TaskRef
 
+from daskfleet.client.inside import giving_way
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized, loads
 
@@ -46,8 +47,9 @@ class FutureState:
         "value",
     )
 
-    def __init__(self, client: Client, key: Key, cid: int) -> None:
-        self.client, self.key, self.cid = client, key, cid
+    def __init__(self, client: Any, key: Key, cid: int) -> None:
+        self.client: Client = client
+        self.key, self.cid = key, cid
         self.status = PENDING
         self.callbacks: list[Callable[[], Any]] = []
         self.value: Serialized | None = None
@@ -126,7 +128,8 @@ def wait_all(states: list[FutureState], timeout: float | None) -> bool:
     for state in states:
         if state.cid in pending:
             state.when_done(callback(state.cid))
-    return arrived.wait(timeout)
+    with giving_way():
+        return arrived.wait(timeout)
 
 
 class Future(TaskRef):
@@ -210,9 +213,16 @@ class Future(TaskRef):
         return self.client._await_result(self._state).__await__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from daskfleet.client.client import future_from_key
+        return unbound, (self.key,)
 
-        return future_from_key, (self.key,)
+    def __getattr__(self, name: str) -> Any:
+        # A future that travelled has no state until it is first used: then it belongs to the client that is current.
+        if name != "_state":
+            raise AttributeError(f"Future has no attribute {name!r}")
+        from daskfleet.client.current import current_client
+
+        self._state = current_client()._want(self.key)._state
+        return self._state
 
     def __repr__(self) -> str:
         state = self._state
@@ -223,3 +233,19 @@ class Future(TaskRef):
         from html import escape
 
         return f"<code>{escape(repr(self))}</code>"
+
+
+def unbound(key: Key) -> Future:
+    """A future that has just been unpickled.
+
+    It binds to the current client: at once if there is one, so that the cluster keeps the result from now on, else when
+    it is used.
+    """
+    from daskfleet.client.current import current_client
+
+    try:
+        return current_client()._want(key)
+    except ValueError:
+        future = Future.__new__(Future)
+        TaskRef.__init__(future, key)
+        return future

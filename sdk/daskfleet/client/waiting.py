@@ -8,8 +8,9 @@ import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from daskfleet.client.client import _deadline, _left, _seconds, futures_of
+from daskfleet.client.collections import futures_of
 from daskfleet.client.future import FINISHED, PENDING, Future, wait_all
+from daskfleet.client.times import due, left, seconds
 
 
 class DoneAndNotDoneFutures(NamedTuple):
@@ -59,14 +60,14 @@ def wait(
                 async for _ in as_completed(futures, timeout=timeout):
                     break
             else:
-                await client._settled([future._state for future in futures], _seconds(timeout))
+                await client._settled([future._state for future in futures], seconds(timeout))
             return split()
 
         return waiting()
     if first:
         for _ in as_completed(futures, timeout=timeout):
             break
-    elif not wait_all([future._state for future in futures], _seconds(timeout)):
+    elif not wait_all([future._state for future in futures], seconds(timeout)):
         pending = sum(future.status == PENDING for future in futures)
         raise TimeoutError(f"{pending} of {len(futures)} futures were not done within {timeout} s")
     return split()
@@ -103,7 +104,7 @@ class as_completed:
         self._count = 0
         self._lock = threading.Lock()
         self._with_results, self._raise_errors = with_results, raise_errors
-        self._deadline = _deadline(timeout)
+        self._deadline = due(timeout)
         self._timeout = timeout
         self._wake: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
         self.update(futures or ())
@@ -163,7 +164,7 @@ class as_completed:
         if not self._count:
             raise StopIteration
         try:
-            return self._take(self._done.get(timeout=_left(self._deadline)))
+            return self._take(self._done.get(timeout=left(self._deadline)))
         except queue.Empty:
             raise TimeoutError(f"{self._count} futures were not done within {self._timeout} s") from None
 
@@ -190,7 +191,7 @@ class as_completed:
         waiter = asyncio.get_running_loop(), asyncio.Event()
         self._wake.append(waiter)
         try:
-            async with asyncio.timeout(_left(self._deadline)):
+            async with asyncio.timeout(left(self._deadline)):
                 while self._done.empty():
                     waiter[1].clear()
                     if self._done.empty():

@@ -12,6 +12,7 @@ client → scheduler
                             messages, `last` closes it
     ("want", rows)          rows: (cid, key)
     ("release", cids)
+    ("fire_and_forget", cids)
 scheduler → client
     ("finished", rows)      rows: (cid, nbytes, type name, value or None)
     ("erred", rows)         rows: (cid, exception, traceback, key that failed)
@@ -33,6 +34,9 @@ worker → scheduler
     ("holds", ids)          a copy has arrived
     ("dropped", ids)        a copy is gone or could not be had
     ("yielded", rows)       rows: (id, attempt)
+    ("seceded", rows)       rows: (id, attempt): it waits for other tasks and takes no thread
+    ("rejoined", rows)      rows: (id, attempt): it takes one again
+    ("rescheduled", rows)   rows: (id, attempt): it asks to be run again
     ("heartbeat", metrics)
     ("status", name)
 """

@@ -18,6 +18,7 @@ from typing import Any
 from daskfleet.exceptions import KilledWorker
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized, dumps_by_value, join
+from daskfleet.scheduler import retirement
 from daskfleet.scheduler.state import (
     CLOSING,
     ERRED,
@@ -83,7 +84,8 @@ class SchedulerState(Transitions):
         """Take the next rows of a graph, in topological order (see `protocol.messages`).
 
         A key that is known already keeps its task: its arguments are taken to be the same. Until the graph's last rows
-        have come, everything in it counts as needed, since its dependents may still be on their way.
+        have come, everything in it counts as needed, since its dependents may still be on their way. What depends on a
+        future that was cancelled meanwhile is lost with it.
         """
         graph = client.graphs.get(number)
         hold = graph is not None or not last
@@ -93,44 +95,60 @@ class SchedulerState(Transitions):
                 client.graphs[number] = graph
         shared_functions = [self._function(blob) for blob in functions]
         shared_prefixes = [self._prefix(name) for name in prefixes]
-        offset = -max(-MAX_PRIORITY, min(MAX_PRIORITY, priority)) * (1 << 52)
         unwanted = []
         for cid, key, function, payload, dependencies, prefix, options in rows:
             ts = self.keys.get(key)
-            if ts is None or (ts.function is None and ts.state == RELEASED):
+            new = ts is None or (ts.function is None and ts.state == RELEASED)
+            if new:
+                inputs = [graph[d] if d >= 0 else client.futures.get(-d) for d in dependencies or ()]
+                if None in inputs:
+                    graph.append(None)
+                    if cid:
+                        self._tell(client, "lost", (cid, f"an input of {key!r} was cancelled"))
+                    continue
                 if ts is None:
                     ts = self._new_task(key, shared_prefixes[prefix])
                 ts.function = self._use(shared_functions[function])
                 ts.payload = join(payload) if type(payload) is tuple else payload
-                self._sequence += 1
-                ts.priority = offset + self._sequence
-                if dependencies:
-                    ts.dependencies = tuple([graph[d] if d >= 0 else client.futures[-d] for d in dependencies])
-                    for dep in ts.dependencies:
-                        if dep.dependents is None:
-                            dep.dependents = []
-                        dep.dependents.append(ts)
-                        dep.n_dependents += 1
-                if options:
-                    ts.options = Options.read(options)
-                    ts.retries = ts.options.retries
-                    ts.priority -= ts.options.priority * (1 << 52)
-                self._need(ts)
+                self._define(ts, inputs, priority, options)
             graph.append(ts)
-            if hold:
-                ts.waiters += 1
             if cid:
                 self._want(client, cid, ts)
-            elif not hold:
+            if hold:
+                ts.waiters += 1
+                if new:
+                    self._need(ts)
+            elif not cid:
                 unwanted.append(ts)
         if last and hold:
             self._close_graph(client, number)
         for ts in unwanted:
             if not ts.waiters and not ts.wants:
                 self._discard(ts)
+        for unused in shared_functions:  # all its tasks were known already
+            if not unused.users:
+                self._retire_function(unused)
+
+    def _define(self, ts: TaskState, inputs: Sequence[TaskState], priority: int, raw: dict[str, Any] | None) -> None:
+        """Give a new task its inputs, its options, and its place in the order."""
+        if inputs:
+            ts.dependencies = tuple(inputs)
+            for dep in inputs:
+                if dep.dependents is None:
+                    dep.dependents = []
+                dep.dependents.append(ts)
+                dep.n_dependents += 1
+        if raw:
+            ts.options = Options.read(raw)
+            ts.retries = ts.options.retries
+            priority += ts.options.priority
+        self._sequence += 1
+        ts.priority = self._sequence - max(-MAX_PRIORITY, min(MAX_PRIORITY, priority)) * (1 << 52)
 
     def _close_graph(self, client: ClientState, number: int) -> None:
         for ts in client.graphs.pop(number):
+            if ts is None:
+                continue
             ts.waiters -= 1
             if not ts.waiters and not ts.wants:
                 self._discard(ts)
@@ -192,7 +210,7 @@ class SchedulerState(Transitions):
                     stack.append(dep)
         for ts in seen:
             self._enter(ts, RELEASED)
-            ts.failure, ts.suspicious = None, 0
+            ts.failure = None
             for i in range(0, len(ts.wants), 2):
                 self._tell(ts.wants[i], "pending", ts.wants[i + 1])
         for ts in failed:
@@ -206,7 +224,8 @@ class SchedulerState(Transitions):
         Returns
         -------
         list of int
-            The id of each held key, or -1 where the data is of no use and should be dropped.
+            The id of each held key, or -1 where the data is of no use and should be dropped. The worker has to know
+            them before it gets any message.
         """
         self.workers[worker.address] = worker
         ids = []
@@ -217,7 +236,7 @@ class SchedulerState(Transitions):
             elif ts.state == MEMORY:
                 self._add_copy(ts, worker)
                 ids.append(ts.id)
-            elif ts.state == RELEASED:
+            elif ts.state == RELEASED and not ts.waiters and not ts.wants:
                 ids.append(-1)
             else:
                 self._withdraw(ts)
@@ -231,38 +250,37 @@ class SchedulerState(Transitions):
     def remove_worker(self, worker: WorkerState, *, expected: bool = False) -> None:
         """A worker is gone. Its unfinished tasks run elsewhere; what only it held is computed again if it is needed.
 
-        Unless `expected`, the tasks it was probably running are under suspicion: the first `nthreads` it was sent.
+        Unless `expected`, what it was sent is under suspicion from now on (`Queues.suspects`), and to blame if it was
+        all running, which is certain when it is no more than the threads.
         """
         if self.workers.get(worker.address) is worker:
             del self.workers[worker.address]
         worker.status = CLOSING
-        self._open.pop(worker, None)
-        self._backlogged.pop(worker, None)
-        self._touched.pop(worker, None)
         for ts in list(worker.data):
-            self._forget_copy(ts, worker)
-        for _, _, ts in worker.ready:
-            if ts.state == QUEUED and ts.worker is worker:
-                self._withdraw(ts)
-                self._recount(ts)
-        worker.ready.clear()
-        processing, worker.processing = worker.processing, {}
-        worker.occupancy = 0.0
-        for position, ts in enumerate(processing):
+            if worker in ts.holders:  # unless what went before has let go of it
+                self._forget_copy(ts, worker)
+        self._disperse(worker)
+        blame = not expected and len(worker.processing) <= worker.nthreads
+        processing = [*worker.long_running, *worker.processing]
+        worker.long_running, worker.processing = {}, {}
+        worker.occupancy = worker.suspects = 0
+        for ts in processing:
             if ts.state != PROCESSING or ts.worker is not worker:
                 continue
             ts.worker = None
-            if not expected and position < worker.nthreads:
-                ts.suspicious += 1
-                ts.prefix.suspicious += 1
-                if ts.suspicious > self.allowed_failures:
+            if not expected:
+                self.suspects[ts] = self.suspects.get(ts, 0) + blame
+                ts.prefix.suspicious += blame
+                if self.suspects[ts] > self.allowed_failures:
                     error = KilledWorker(ts.key, worker.address, self.allowed_failures)
                     self._fail(ts, Failure(dumps_by_value(error), b"", str(error), ts.key))
                     continue
             self._recount(ts)
+        self._touched.pop(worker, None)
 
     def set_status(self, worker: WorkerState, status: str) -> None:
-        """A worker pauses, resumes, or is about to leave; unless it runs it is sent nothing."""
+        """A worker pauses, resumes, or is about to leave; unless it runs it is sent nothing and gives back what it has
+        not started."""
         if worker.status == status:
             return
         worker.status = status
@@ -271,24 +289,28 @@ class SchedulerState(Transitions):
             for ts in list(self.unrunnable):
                 self._enqueue(ts)
         else:
-            self._open.pop(worker, None)
-            for _, _, ts in worker.ready:
-                if ts.state == QUEUED and ts.worker is worker:
-                    self._withdraw(ts)
-                    self._recount(ts)
-            worker.ready.clear()
-            surplus = list(worker.processing)[worker.nthreads :]
-            if surplus:
-                self._ask_back(worker, surplus)
+            self._disperse(worker)
+            if worker.processing:
+                self._ask_back(worker, worker.processing)
+
+    def _disperse(self, worker: WorkerState) -> None:
+        """`worker` is sent nothing more: what was queued for it goes elsewhere."""
+        self._open.pop(worker, None)
+        for _, _, ts in worker.ready:
+            if ts.state == QUEUED and ts.worker is worker:
+                self._withdraw(ts)
+                self._recount(ts)
+        worker.ready.clear()
+        for ts in self.suspects:
+            if ts.state == QUEUED and ts.options is not None:
+                self._enqueue(ts)  # perhaps no other worker may run it
 
     def done(self, worker: WorkerState, rows: Iterable[tuple[int, int, int, float, str, Serialized | None]]) -> None:
         """Tasks have finished on `worker`."""
         for id, attempt, size, seconds, kind, value in rows:
             ts = self.tasks.get(id)
             if ts is None or ts.attempt != attempt or ts.worker is not worker or ts.state != PROCESSING:
-                if ts is None or ts.worker is not worker:
-                    self._free(worker, id)
-                continue
+                continue  # whoever took the task from this worker has told it to drop the result as well
             self._stop(ts, worker)
             ts.prefix.observe(seconds)
             self.totals.computed += 1
@@ -317,7 +339,8 @@ class SchedulerState(Transitions):
         …))``.
 
         A copy that could not be fetched counts as lost and is computed again. Data that nothing can compute again stays
-        where it is, and the task goes there.
+        where it is, and the task goes there. Without an address it is the worker itself that lacks what we thought it
+        had, and it knows best.
         """
         for id, attempt, copies in rows:
             ts = self.tasks.get(id)
@@ -325,10 +348,10 @@ class SchedulerState(Transitions):
                 continue
             self._stop(ts, worker)
             for dep_id, address in copies:
-                dep, holder = self.tasks.get(dep_id), self.workers.get(address)
+                dep, holder = self.tasks.get(dep_id), self.workers.get(address) if address else worker
                 if dep is None or holder is None or holder not in dep.holders:
                     continue
-                if dep.function is None and len(dep.holders) == 1:
+                if address and dep.function is None and len(dep.holders) == 1:
                     continue
                 self._free(holder, dep_id)
                 self._forget_copy(dep, holder)
@@ -337,19 +360,53 @@ class SchedulerState(Transitions):
 
     def holds(self, worker: WorkerState, ids: Iterable[int]) -> None:
         """Copies have arrived on `worker`."""
+        worker.incoming.difference_update(ids)
         for id in ids:
             ts = self.tasks.get(id)
-            if ts is None or ts.state != MEMORY:
+            if ts is None or ts.state == ERRED or not (ts.waiters or ts.wants):
                 self._free(worker, id)
-            else:
+            elif ts.state == MEMORY:
                 self._add_copy(ts, worker)
+            else:  # it was thought to be lost
+                if ts.worker is worker and ts.state == PROCESSING:
+                    self._stop(ts, worker)  # and not `_withdraw`, which would free the copy as well
+                    self._reopen(worker)
+                self._withdraw(ts)
+                self._remember(ts, worker, ts.nbytes, ts.type, None)
 
     def dropped(self, worker: WorkerState, ids: Iterable[int]) -> None:
-        """Copies are gone from `worker`."""
+        """Copies are gone from `worker`, or could not be had."""
+        worker.incoming.difference_update(ids)
         for id in ids:
             ts = self.tasks.get(id)
             if ts is not None and worker in ts.holders:
                 self._forget_copy(ts, worker)
+
+    def seceded(self, worker: WorkerState, rows: Iterable[tuple[int, int]]) -> None:
+        """Tasks on `worker` wait for others: it can run something else meanwhile."""
+        for id, attempt in rows:
+            ts = self.tasks.get(id)
+            if ts is not None and ts.attempt == attempt and ts in worker.processing:
+                worker.occupancy -= worker.processing.pop(ts)
+                worker.long_running[ts] = None
+        self._reopen(worker)
+
+    def rejoined(self, worker: WorkerState, rows: Iterable[tuple[int, int]]) -> None:
+        """They take up threads again; how much longer they take nobody knows."""
+        for id, attempt in rows:
+            ts = self.tasks.get(id)
+            if ts is not None and ts.attempt == attempt and ts in worker.long_running:
+                del worker.long_running[ts]
+                worker.processing[ts] = 0.0
+
+    def rescheduled(self, worker: WorkerState, rows: Iterable[tuple[int, int]]) -> None:
+        """Tasks on `worker` have asked to run again, here or elsewhere (`Reschedule`)."""
+        for id, attempt in rows:
+            ts = self.tasks.get(id)
+            if ts is not None and ts.attempt == attempt and ts.worker is worker and ts.state == PROCESSING:
+                self._stop(ts, worker)
+                self._recount(ts)
+        self._reopen(worker)
 
     def yielded(self, worker: WorkerState, rows: Iterable[tuple[int, int]]) -> None:
         """`worker` gives back tasks that it had not started."""
@@ -362,20 +419,58 @@ class SchedulerState(Transitions):
             self._recount(ts)
         self._reopen(worker)
 
-    def add_data(
-        self, key: Key, size: int, kind: str, value: Serialized | None, workers: Sequence[WorkerState]
-    ) -> None:
-        """Data that a client has put on `workers` (scatter). Call `want` before anything else happens."""
-        ts = self.keys.get(key)
-        if ts is None:
-            ts = self._new_task(key, self._prefix("scatter"))
-        if ts.state != MEMORY:
-            self._withdraw(ts)
-            self._remember(ts, workers[0], size, kind, value, keep=True)
-        for worker in workers:
-            self._add_copy(ts, worker)
+    def hand_over(self, leaving: Sequence[WorkerState]) -> bool:
+        """Have what only these workers hold copied to others.
 
-    def new_id(self, key: Key) -> int:
-        """The id under which data for `key` should be put on a worker."""
-        ts = self.keys.get(key)
-        return (ts or self._new_task(key, self._prefix("scatter"))).id
+        Returns
+        -------
+        bool
+            Whether anything is left to do before they can go. Call it again when a worker has said something.
+        """
+        present = [worker for worker in leaving if self.workers.get(worker.address) is worker]
+        staying = [worker for worker in self.workers.values() if worker.status == RUNNING]
+        unique = retirement.unique_data(present) if staying else []
+        for ts, target in retirement.places(unique, staying):
+            target.incoming.add(ts.id)
+            self._tell(target, "fetch", (ts.id, ts.key, ts.nbytes, [holder.address for holder in ts.holders]))
+        return bool(unique) or any(worker.processing or worker.long_running for worker in present)
+
+    def expect_data(self, client: ClientState, cid: int, key: Key) -> int:
+        """`client` is about to put the data of a future on workers (scatter).
+
+        Returns
+        -------
+        int
+            The id under which to put it there. Each copy is announced with `data_put`; `data_expected_no_more` follows
+            in any case.
+        """
+        ts = self.keys.get(key) or self._new_task(key, self._prefix("scatter"))
+        self.expected[ts.id] = self.expected.get(ts.id, 0) + 1
+        if cid not in client.futures:
+            self._want(client, cid, ts)
+        return ts.id
+
+    def data_put(self, id: int, size: int, kind: str, worker: WorkerState) -> None:
+        """The data has arrived on `worker`."""
+        ts = self.tasks.get(id)
+        now = self.workers.get(worker.address)
+        if now is not worker:  # it has died since, or come back and told us what it held then
+            if now is not None and (ts is None or (now not in ts.holders and now is not ts.worker)):
+                self._free(now, id)
+        elif ts is None:
+            self._free(worker, id)
+        elif ts.state == MEMORY:
+            self._add_copy(ts, worker)
+        else:
+            self._withdraw(ts)
+            self._remember(ts, worker, size, kind, None)
+
+    def data_expected_no_more(self, id: int) -> None:
+        """All copies have arrived that ever will; without any the future fails."""
+        self.expected[id] -= 1
+        if self.expected[id]:
+            return
+        del self.expected[id]
+        ts = self.tasks.get(id)
+        if ts is not None:
+            self._need(ts)

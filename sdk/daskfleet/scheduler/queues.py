@@ -5,6 +5,11 @@ that may run anywhere stands in one common heap; one with large inputs, or with 
 where it had better run (`placement`). Workers with room take the most urgent task of the two heaps and, when both are
 empty, one from another worker's heap if that pays (`stealing`). Entries are never taken out of the middle of a heap: an
 entry is valid as long as its task is queued for that heap's owner, and what is not is dropped when it comes to the top.
+
+A task that was on a worker as it died may be what killed it. Which of the many that a worker is sent ahead it was
+running nobody can tell afterwards, so suspects stand in a heap of their own and go out with caution: only to a worker
+with a thread to spare, and while a worker has one of them it is sent nothing ahead. If it dies again, all that it had
+was running, and the blame falls on those few.
 """
 
 from __future__ import annotations
@@ -57,6 +62,10 @@ class Queues:
         self._open: OrderedDict[WorkerState, None] = OrderedDict()  # workers with room, the longest unserved first
         self._backlogged: dict[WorkerState, None] = {}
         self._ready: list[tuple[int, int, TaskState]] = []
+        self.suspects: dict[
+            TaskState, int
+        ] = {}  # unfinished tasks that were on dead workers: how many they are blamed for
+        self._cautious: list[tuple[int, int, TaskState]] = []
         self._touched: dict[WorkerState | ClientState, None] = {}
         self._steals = STEALS
 
@@ -108,11 +117,14 @@ class Queues:
             worker = min(able, key=lambda worker: placement.cost(ts, worker, self.bandwidth))
         else:
             worker = placement.nearest(ts, self.bandwidth) if ts.dependencies else None
+        suspect = ts in self.suspects
+        if suspect:
+            worker = None
         self._enter(ts, QUEUED)
         ts.worker = worker
         entry = (ts.priority, ts.id, ts)
         if worker is None:
-            heapq.heappush(self._ready, entry)
+            heapq.heappush(self._cautious if suspect else self._ready, entry)
         else:
             heapq.heappush(worker.ready, entry)
             worker.backlog += 1
@@ -136,6 +148,9 @@ class Queues:
     def _stop(self, ts: TaskState, worker: WorkerState) -> None:
         """`worker` has nothing more to do for `ts`."""
         worker.occupancy -= worker.processing.pop(ts, 0.0)
+        if worker.long_running:
+            worker.long_running.pop(ts, None)
+        worker.suspects -= ts in self.suspects
         if not worker.processing:
             worker.occupancy = 0.0  # sums of floats drift
         ts.worker = None
@@ -171,10 +186,14 @@ class Queues:
 
     def _next_for(self, worker: WorkerState) -> TaskState | None:
         """The queued task that `worker` should be sent next, taken from its queue."""
+        if self._cautious and len(worker.processing) < worker.nthreads:
+            suspect = self._next_suspect_for(worker)
+            if suspect is not None:
+                return suspect
         own, common = worker.ready, self._ready
         while own and not (own[0][2].state == QUEUED and own[0][2].worker is worker):
             heapq.heappop(own)
-        while common and not (common[0][2].state == QUEUED and common[0][2].worker is None):
+        while common and not self._anywhere(common[0][2]):
             heapq.heappop(common)
         if own and (not common or own[0] < common[0]):
             return heapq.heappop(own)[2]
@@ -190,6 +209,25 @@ class Queues:
                 return heapq.heappop(victim.ready)[2]
         return None
 
+    def _anywhere(self, ts: TaskState) -> bool:
+        """Whether `ts` stands in the common queue."""
+        return ts.state == QUEUED and ts.worker is None and ts not in self.suspects
+
+    def _next_suspect_for(self, worker: WorkerState) -> TaskState | None:
+        """The most urgent suspect that `worker` may run."""
+        others, found = [], None
+        while self._cautious and found is None:
+            entry = heapq.heappop(self._cautious)
+            ts = entry[2]
+            if ts.state == QUEUED and ts in self.suspects:
+                if placement.allowed(ts, worker):
+                    found = ts
+                else:
+                    others.append(entry)
+        for entry in others:
+            heapq.heappush(self._cautious, entry)
+        return found
+
     def _send(self, ts: TaskState, worker: WorkerState) -> None:
         function = ts.function
         assert function is not None
@@ -200,6 +238,7 @@ class Queues:
         expected = ts.prefix.duration
         worker.processing[ts] = expected
         worker.occupancy += expected
+        worker.suspects += ts in self.suspects
         dependencies: list[Any] | None = None
         again = ts.attempt > 1
         if ts.dependencies:
@@ -239,10 +278,12 @@ class Queues:
 
     def queued_seconds(self) -> float:
         """How long the tasks in the common queue would take one thread, by estimate."""
-        return sum(ts.prefix.duration for _, _, ts in self._ready if ts.state == QUEUED and ts.worker is None)
+        common = [*self._ready, *self._cautious]
+        return sum(ts.prefix.duration for _, _, ts in common if ts.state == QUEUED and ts.worker is None)
 
 
 def _full(worker: WorkerState) -> bool:
-    """Whether `worker` has enough to do: a task a thread, and beyond that `AHEAD` seconds of short ones."""
+    """Whether `worker` has enough to do: a task a thread, and beyond that `AHEAD` seconds of short ones that are above
+    suspicion."""
     n, nthreads = len(worker.processing), worker.nthreads
-    return n >= nthreads and (worker.occupancy >= AHEAD * nthreads or n >= DEPTH * nthreads)
+    return n >= nthreads and bool(worker.suspects or worker.occupancy >= AHEAD * nthreads or n >= DEPTH * nthreads)

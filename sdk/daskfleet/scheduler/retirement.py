@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 
-from daskfleet.scheduler.state import RUNNING, TaskState, WorkerState
+from daskfleet.scheduler.state import CLOSING, RUNNING, TaskState, WorkerState
 
 
 def cheapest_to_close(workers: Iterable[WorkerState], n: int) -> list[WorkerState]:
     """The `n` workers whose end costs least: idle ones first, then those with the least data to move."""
     order = sorted(
-        workers, key=lambda worker: (worker.status == RUNNING, len(worker.processing) + worker.backlog, worker.nbytes)
+        workers,
+        key=lambda worker: (
+            worker.status == RUNNING,
+            len(worker.processing) + len(worker.long_running) + worker.backlog,
+            worker.nbytes,
+        ),
     )
     return order[: max(n, 0)]
 
@@ -19,7 +24,8 @@ def idle_surplus(workers: Iterable[WorkerState], memory_ratio: float = 2.0) -> l
     """Workers that could be closed now: nothing to do, and the others have room for their data `memory_ratio` times."""
     workers = list(workers)
     idle = sorted(
-        (worker for worker in workers if not worker.processing and not worker.backlog), key=lambda worker: worker.nbytes
+        (worker for worker in workers if not (worker.processing or worker.long_running or worker.backlog)),
+        key=lambda worker: worker.nbytes,
     )
     limit = sum(worker.memory_limit for worker in workers)
     held = sum(worker.nbytes for worker in workers)
@@ -32,23 +38,23 @@ def idle_surplus(workers: Iterable[WorkerState], memory_ratio: float = 2.0) -> l
     return surplus
 
 
-def unique_data(worker: WorkerState, leaving: frozenset[str]) -> Iterator[TaskState]:
-    """What `worker` holds and no worker that stays does; `leaving` are addresses."""
-    for ts in worker.data:
-        if all(holder.address in leaving for holder in ts.holders):
-            yield ts
+def unique_data(leaving: Iterable[WorkerState]) -> list[TaskState]:
+    """What would be lost if all workers left that are about to: nobody else holds it, and neither do we."""
+    return [
+        ts
+        for ts in {ts: None for worker in leaving for ts in worker.data}
+        if ts.value is None and all(holder.status == CLOSING for holder in ts.holders)
+    ]
 
 
-def moves(
-    worker: WorkerState, others: Iterable[WorkerState], leaving: frozenset[str]
-) -> list[tuple[TaskState, WorkerState]]:
-    """A place for each piece of unique data: the running worker that holds least, counted with what is on its way."""
-    targets = {other: other.nbytes for other in others if other.status == RUNNING and other.address not in leaving}
-    if not targets:
-        return []
+def places(unique: Iterable[TaskState], staying: Sequence[WorkerState]) -> list[tuple[TaskState, WorkerState]]:
+    """Where to copy what is not on its way already: each to the worker that holds least, with what comes counted in."""
+    load = {worker: worker.nbytes for worker in staying}
+    coming = set[int]().union(*(worker.incoming for worker in staying))
     planned = []
-    for ts in unique_data(worker, leaving):
-        target = min(targets, key=targets.__getitem__)
-        targets[target] += ts.nbytes
-        planned.append((ts, target))
+    for ts in unique:
+        if ts.id not in coming:
+            target = min(load, key=load.__getitem__)
+            load[target] += ts.nbytes
+            planned.append((ts, target))
     return planned

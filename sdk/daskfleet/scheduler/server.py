@@ -19,9 +19,10 @@ from daskfleet.functions import run_function
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized, join, loads
-from daskfleet.scheduler import retirement
+from daskfleet.scheduler import extensions, retirement
 from daskfleet.scheduler.adaptive import Load, adaptive_target
 from daskfleet.scheduler.machine import SchedulerState
+from daskfleet.scheduler.plugins import SchedulerPlugins, keys_of
 from daskfleet.scheduler.state import (
     CLOSING,
     NO_WORKER,
@@ -96,8 +97,16 @@ class Scheduler:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._finished = asyncio.Event()
         self._handlers: dict[tuple[str, str], Callable[..., Awaitable[Any]]] = {}
+        self._hearers: dict[tuple[str, str], Callable[[Any, Any], Any]] = {}
+        self.on_client_gone: list[Callable[[ClientState], None]] = []
+        self.own_clients: dict[ClientState, Callable[[Message], None]] = {}  # of extensions: no connection, a function
+        self.on_restart: list[Callable[[], Any]] = []
+        self.extensions: dict[str, Any] = {}
+        self.plugins = SchedulerPlugins(self)
         self._changed: asyncio.Future[None] | None = None
         self.on_done: Callable[[WorkerState, Sequence[Any]], None] | None = None  # set while somebody watches tasks
+
+        extensions.install(self)
 
     def __repr__(self) -> str:
         state = self.state
@@ -141,9 +150,12 @@ class Scheduler:
 
     async def close(self, reason: str = "the scheduler is closing", *, close_workers: bool = False) -> None:
         """Stop at once. Workers keep running and look for a scheduler at this address again, unless `close_workers`."""
-        if self.status == "closed":
+        if self.status in ("closing", "closed"):
             return
+        self.status = "closing"
+        await self.plugins.closing("before_close")
         self.status = "closed"
+        await self.plugins.closing("close")
         for task in list(self._tasks):
             if task is not asyncio.current_task():
                 task.cancel()
@@ -215,6 +227,24 @@ class Scheduler:
         """Answer calls of `method` by clients or workers (`role`) with ``await answer(peer, *args)``."""
         self._handlers[role, method] = answer
 
+    def hear(self, role: str, op: str, hearer: Callable[[Any, Any], Any]) -> None:
+        """Pass messages ``(op, content)`` of clients or workers (`role`) to ``hearer(peer, content)``."""
+        self._hearers[role, op] = hearer
+
+    def _heard(self, role: str, peer: ClientState | WorkerState, message: Message) -> None:
+        hearer = self._hearers.get((role, message[0])) if len(message) == 2 else None
+        if hearer is None:
+            logger.warning("%s %r sent something unknown: %.100r", role, peer, message)
+            return
+        try:
+            hearer(peer, message[1])
+        except Exception:
+            logger.exception("%r of %r failed", message[0], peer)
+
+    def notify(self, hook: str, *args: Any, **kwargs: Any) -> None:
+        """Tell the plugins."""
+        self.plugins.notify(hook, *args, **kwargs)
+
     def _register(self, connection: Connection, role: str, info: dict[str, Any]) -> dict[str, Any]:
         if role == "worker":
             return self._register_worker(connection, info)
@@ -223,6 +253,7 @@ class Scheduler:
         client = self.state.add_client(str(info["id"]))
         self._adopt(connection, client, self._on_client, self._on_client_gone)
         logger.info("client %s connected from %s", client.id, connection.peer)
+        self.notify("add_client", scheduler=self, client=client.id)
         return {"id": self.id, "address": self.address, "dashboard": self.dashboard_port}
 
     def _register_worker(self, connection: Connection, info: dict[str, Any]) -> dict[str, Any]:
@@ -244,8 +275,11 @@ class Scheduler:
         ids = self.state.add_worker(worker, info["held"])
         # A message and not the call's answer, because it must be read before the messages that follow it.
         connection.send(("joined", self.id, ids))
+        if plugins := self.plugins.for_new_worker():
+            connection.send(("plugins", plugins))
         self._adopt(connection, worker, self._on_worker, self._on_worker_gone)
         logger.info("worker %s registered, %s, %d threads", name, address, worker.nthreads)
+        self.notify("add_worker", scheduler=self, worker=address)
         self._flush()
         self._pulse()
         return {"id": self.id}
@@ -262,6 +296,9 @@ class Scheduler:
             self._connections.pop(client, None)
             logger.info("client %s is gone", client.id)
             self.state.remove_client(client.id)
+            for react in self.on_client_gone:
+                react(client)
+            self.notify("remove_client", scheduler=self, client=client.id)
             self._flush()
 
     def _on_worker_gone(self, connection: Connection, error: Exception | None) -> None:
@@ -280,6 +317,7 @@ class Scheduler:
             connection.close()
         self._pool.forget(worker.address)
         self.state.remove_worker(worker, expected=expected)
+        self.notify("remove_worker", scheduler=self, worker=worker.address, stimulus_id=f"remove-{worker.address}")
         self._flush()
         self._pulse()
 
@@ -290,12 +328,14 @@ class Scheduler:
             match message:
                 case ("tasks", number, last, priority, functions, prefixes, rows):
                     state.submit(client, number, last, priority, functions, prefixes, rows)
+                    if self.plugins.own:
+                        self.notify("update_graph", scheduler=self, client=client.id, keys=keys_of(rows))
                 case ("release", cids):
                     state.release(client, cids)
                 case ("want", rows):
                     state.want(client, rows)
                 case _:
-                    logger.warning("client %s sent something unknown: %.100r", client.id, message)
+                    self._heard("client", client, message)
         self._flush()
 
     def _on_worker(self, connection: Connection, messages: list[Message]) -> None:
@@ -320,12 +360,18 @@ class Scheduler:
                     state.dropped(worker, ids)
                 case ("yielded", rows):
                     state.yielded(worker, rows)
+                case ("seceded", rows):
+                    state.seceded(worker, rows)
+                case ("rejoined", rows):
+                    state.rejoined(worker, rows)
+                case ("rescheduled", rows):
+                    state.rescheduled(worker, rows)
                 case ("status", "closed"):
                     worker.status = CLOSING
                 case ("status", status) if status in (RUNNING, PAUSED):
                     state.set_status(worker, status)
                 case _:
-                    logger.warning("worker %s sent something unknown: %.100r", worker.name, message)
+                    self._heard("worker", worker, message)
         self._flush()
         self._pulse()
 
@@ -336,6 +382,9 @@ class Scheduler:
             if connection is not None:
                 for message in messages:
                     connection.send(message)
+            elif type(peer) is ClientState and peer in self.own_clients:
+                for message in messages:
+                    self.own_clients[peer](message)
 
     def _pulse(self) -> None:
         if self._changed is not None and not self._changed.done():
@@ -391,20 +440,23 @@ class Scheduler:
         if not targets:
             raise TimeoutError("no worker to scatter to: none is running" + (" of those named" if workers else ""))
         targets.sort(key=lambda worker: worker.nbytes)
-        ids = {key: self.state.new_id(key) for _, key, _ in rows}
+        ids = {key: self.state.expect_data(client, cid, key) for cid, key, _ in rows}
 
         async def put(worker: WorkerState, part: Sequence[tuple[int, Key, Serialized]]) -> None:
             payload = [(ids[key], key, join(data) if type(data) is tuple else data) for _, key, data in part]
-            kept = {id: rest for id, *rest in await self._pool.call(worker.address, "put_data", payload, timeout=300)}
-            for cid, key, _ in part:
+            answer = await self._pool.call(worker.address, "put_data", self.id, payload, timeout=300)
+            kept = {id: rest for id, *rest in answer}
+            for _, key, _ in part:
                 size, kind = kept[ids[key]]
-                self.state.add_data(key, size, kind, None, [worker])
-                if cid not in client.futures:
-                    self.state.want(client, [(cid, key)])
+                self.state.data_put(ids[key], size, kind, worker)
 
         parts = [rows] * len(targets) if broadcast else [rows[i :: len(targets)] for i in range(len(targets))]
-        await asyncio.gather(*(put(worker, part) for worker, part in zip(targets, parts, strict=True) if part))
-        self._flush()
+        try:
+            await asyncio.gather(*(put(worker, part) for worker, part in zip(targets, parts, strict=True) if part))
+        finally:
+            for _, key, _ in rows:
+                self.state.data_expected_no_more(ids[key])
+            self._flush()
 
     async def _client_cancel(self, client: ClientState, cids: Sequence[int], force: bool, reason: str) -> None:
         self.state.cancel(client, cids, force=force, reason=reason)
@@ -491,7 +543,7 @@ class Scheduler:
 
     def workers_to_close(self, n: int, names: Iterable[str] | None = None) -> list[WorkerState]:
         """The `n` workers, of those named, that are cheapest to end."""
-        return retirement.cheapest_to_close(self.select(names), n)
+        return retirement.cheapest_to_close(self.plugins.downscaling(self.select(names)), n)
 
     async def retire_workers(
         self, workers: Sequence[WorkerState], *, close_workers: bool = False, timeout: float = 60.0
@@ -504,25 +556,13 @@ class Scheduler:
             The identity of each, by address, when all is done. After `timeout` seconds it is given up waiting: tasks
             that still run then will run again elsewhere. Without workers that stay, data cannot be moved and is lost.
         """
-        leaving = frozenset(worker.address for worker in workers)
         identities = {worker.address: self.worker_identity(worker) for worker in workers}
         for worker in workers:
             self.state.set_status(worker, CLOSING)
-        self._flush()
         deadline = time.monotonic() + timeout
-        asked: dict[int, str] = {}
         while (left := deadline - time.monotonic()) > 0:
-            busy = False
-            for worker in workers:
-                if self.state.workers.get(worker.address) is not worker:
-                    continue
-                busy = busy or bool(worker.processing)
-                for ts, target in retirement.moves(worker, self.state.workers.values(), leaving):
-                    busy = True
-                    if asked.get(ts.id) in self.state.workers:
-                        continue
-                    asked[ts.id] = target.address
-                    self._connections[target].send(("fetch", [(ts.id, ts.key, ts.nbytes, [worker.address])]))
+            busy = self.state.hand_over(workers)
+            self._flush()
             if not busy:
                 break
             await self._change(min(left, 1.0))

@@ -131,7 +131,6 @@ class TaskState:
         "priority",
         "retries",
         "state",
-        "suspicious",
         "type",
         "value",
         "waiters",
@@ -152,7 +151,7 @@ class TaskState:
         self.wants: tuple[Any, ...] = ()
         self.holders: tuple[WorkerState, ...] = ()
         self.worker: WorkerState | None = None
-        self.attempt = self.retries = self.suspicious = 0
+        self.attempt = self.retries = 0
         self.nbytes = 0
         self.type: str | None = None
         self.value: Serialized | None = None
@@ -172,9 +171,15 @@ class WorkerState:
     ----------
     processing
         The tasks it was sent, in that order, each with the seconds it is expected to take; `occupancy` is their sum.
+    long_running
+        Those of them that wait for other tasks (`secede`) and so take no thread.
     ready
         A heap of ``(priority, id, task)``: queued tasks that had better run here. It may hold entries of tasks that are
         no longer queued; `backlog` is the number of those that are.
+    incoming
+        The ids of tasks whose data it was asked to fetch and to keep.
+    suspects
+        How many of the tasks it was sent were on a worker that died (`Queues.suspects`).
     """
 
     address: str
@@ -185,11 +190,14 @@ class WorkerState:
     info: dict[str, Any] = field(default_factory=dict)
     status: str = RUNNING
     processing: dict[TaskState, float] = field(default_factory=dict)
+    long_running: dict[TaskState, None] = field(default_factory=dict)
     occupancy: float = 0.0
+    suspects: int = 0
     ready: list[tuple[int, int, TaskState]] = field(default_factory=list)
     backlog: int = 0
     data: dict[TaskState, None] = field(default_factory=dict)
     nbytes: int = 0
+    incoming: set[int] = field(default_factory=set)
     functions: set[int] = field(default_factory=set)
     metrics: dict[str, Any] = field(default_factory=dict)
     last_seen: float = 0.0
@@ -207,11 +215,11 @@ class WorkerState:
 
 @dataclass(slots=True, eq=False)
 class ClientState:
-    """One client: its futures by number, and the graphs it is in the middle of sending."""
+    """One client: its futures by number, and the graphs it is in the middle of sending (None for what cannot run)."""
 
     id: str
     futures: dict[int, TaskState] = field(default_factory=dict)
-    graphs: dict[int, list[TaskState]] = field(default_factory=dict)
+    graphs: dict[int, list[TaskState | None]] = field(default_factory=dict)
     outbox: list[Message] = field(default_factory=list)
     last_seen: float = 0.0
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from daskfleet.exceptions import Reschedule
 from daskfleet.protocol.messages import INLINE
 from daskfleet.protocol.serialize import Serialized, dumps, dumps_by_value, loads, nbytes
 from daskfleet.protocol.spec import evaluate
@@ -57,6 +58,13 @@ class Failed:
 
 
 @dataclass(slots=True)
+class Again:
+    """A task asks to be run again."""
+
+    task: Task
+
+
+@dataclass(slots=True)
 class Suspended:
     """A task is a coroutine: the event loop has to run it."""
 
@@ -65,7 +73,7 @@ class Suspended:
     started: float
 
 
-Outcome = Success | Failed | Suspended
+Outcome = Success | Failed | Again | Suspended
 
 
 class Executor:
@@ -75,8 +83,6 @@ class Executor:
     ----------
     report
         Called on the loop with a list of outcomes.
-    function
-        Gives the serialised function of an id; called in the threads.
     """
 
     def __init__(
@@ -84,23 +90,25 @@ class Executor:
         nthreads: int,
         loop: asyncio.AbstractEventLoop,
         report: Callable[[list[Outcome]], None],
-        function: Callable[[int], bytes],
         worker: Worker | None = None,
     ) -> None:
         self._queue: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._outcomes: deque[Outcome] = deque()
-        self._loop, self._report, self._blob, self._worker = loop, report, function, worker
-        self._functions: dict[int, Callable[..., Any]] = {}
+        self._loop, self._report, self._worker = loop, report, worker
+        self._functions: dict[bytes, Callable[..., Any]] = {}
         self._waking = False
         self.running: dict[int, tuple[Task, float]] = {}  # by thread id: what it runs and since when
         self._threads: list[threading.Thread] = []
+        self._growing = threading.Lock()
         for _ in range(nthreads):
             self._add_thread()
 
     def _add_thread(self) -> None:
-        thread = threading.Thread(target=self._work, name=f"daskfleet-task-{len(self._threads)}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        with self._growing:
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            thread = threading.Thread(target=self._work, name=f"daskfleet-task-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def submit(self, task: Task) -> None:
         """Run `task` after those submitted before it."""
@@ -111,15 +119,23 @@ class Executor:
         for _ in self._threads:
             self._queue.put(None)
 
-    def forget(self, ids: list[int]) -> None:
-        """Functions that no task will ask for again."""
-        for id in ids:
-            self._functions.pop(id, None)
+    def grow(self) -> None:
+        """One of the threads has left for a task of its own: another takes its place."""
+        self._add_thread()
+
+    def shrink(self) -> None:
+        """That thread is back: after what is queued, one of them ends."""
+        self._queue.put(None)
+
+    def forget(self, functions: list[bytes]) -> None:
+        """Functions that no task is expected to ask for again."""
+        for function in functions:
+            self._functions.pop(function, None)
 
     def _work(self) -> None:
         context.worker = self._worker
         thread = threading.get_ident()
-        while (task := self._queue.get()) is not None:
+        while not context.away and (task := self._queue.get()) is not None:
             started = time.perf_counter()
             self.running[thread] = (task, time.time())
             context.task = task
@@ -146,7 +162,7 @@ class Executor:
         try:
             function = self._functions.get(task.function)
             if function is None:
-                function = self._functions[task.function] = pickle.loads(self._blob(task.function))
+                function = self._functions[task.function] = pickle.loads(task.function)
             args, kwargs = loads(task.payload)
             values = [loads(value.value) if type(value) is Inline else value for value in task.inputs]
             value = evaluate(function, args, kwargs, values)
@@ -177,8 +193,10 @@ def success(task: Task, value: Any, seconds: float) -> Success:
     return Success(task, value, size, seconds, name, small)
 
 
-def failure(task: Task, error: BaseException, seconds: float) -> Failed:
+def failure(task: Task, error: BaseException, seconds: float) -> Failed | Again:
     """What to report of a task that raised `error`: the error, its traceback without our own frames, and a text."""
+    if isinstance(error, Reschedule):
+        return Again(task)
     from tblib import Traceback
 
     traceback = error.__traceback__

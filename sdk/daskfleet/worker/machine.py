@@ -2,6 +2,7 @@
 
 The scheduler is the only one who decides what a worker should hold or run; the worker decides the order. A task goes
 ``waiting`` (for inputs from other workers) → ``ready`` → ``executing`` and then is gone, its result among the data.
+A task that waits for others may be ``long-running`` in between: it then runs outside of the slots.
 There is no state for a task that was cancelled while it ran: it is simply no longer the one known under its id, so
 whatever comes of it later is recognised by identity and dropped. That is what makes "free, then run again" safe.
 
@@ -12,14 +13,14 @@ to threads), `gather` (data to fetch, by address) and `outbox` (messages to the 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized
 
-WAITING, READY, EXECUTING = "waiting", "ready", "executing"
+WAITING, READY, EXECUTING, LONG_RUNNING, ENDED = "waiting", "ready", "executing", "long-running", "ended"
 
 #: Seconds of work that threads are handed in advance, when tasks are short: waking a thread costs more than such a
 #: task.
@@ -39,6 +40,8 @@ class Task:
         Ids, in the order in which `daskfleet.protocol.spec.Ref` counts them.
     inline
         Inputs that came with the task, by id, still serialised.
+    function
+        Serialised. Not by the scheduler's id: that of another scheduler may be the same.
     missing
         Ids of inputs that are being fetched.
     inputs
@@ -60,8 +63,9 @@ class Task:
         "state",
     )
 
-    def __init__(self, row: Sequence[Any]) -> None:
-        self.id, self.attempt, self.key, self.function, self.payload, _, self.priority, options = row
+    def __init__(self, row: Sequence[Any], functions: Mapping[int, bytes]) -> None:
+        self.id, self.attempt, self.key, function, self.payload, _, self.priority, options = row
+        self.function = functions[function]
         self.state = WAITING
         self.dependencies: list[int] = []
         self.inline: dict[int, Serialized] | None = None
@@ -122,6 +126,7 @@ class WorkerMachine:
         self.fetches: dict[int, Fetch] = {}
         self.functions: dict[int, bytes] = {}
         self.paused = False
+        self.preparing = False  # plugins are being set up, which tasks may rely on
         self.executing = 0
         self.seconds = 0.0  # mean duration of recent tasks
         self.execute: list[Task] = []
@@ -130,6 +135,8 @@ class WorkerMachine:
         self._ready: list[tuple[int, int, int, Task]] = []
         self._to_fetch: dict[str, dict[int, None]] = {}
         self._asking: dict[str, list[int]] = {}
+        self._offered: list[int] = []
+        self._fetched: set[int] = set()
 
     def _tell(self, op: str, row: Any) -> None:
         out = self.outbox
@@ -143,7 +150,7 @@ class WorkerMachine:
     def run(self, rows: Iterable[Sequence[Any]]) -> None:
         """Run these tasks; inputs that are elsewhere are fetched first."""
         for row in rows:
-            task = self.tasks[row[0]] = Task(row)
+            task = self.tasks[row[0]] = Task(row, self.functions)
             lacking: list[tuple[int, str]] = []
             for dependency in row[5] or ():
                 if type(dependency) is int:
@@ -164,12 +171,12 @@ class WorkerMachine:
             elif not task.missing:
                 self._make_ready(task)
 
-    def add_functions(self, id: int, blob: bytes) -> None:
+    def add_function(self, id: int, blob: bytes) -> None:
         self.functions[id] = blob
 
-    def forget_functions(self, ids: Iterable[int]) -> None:
-        for id in ids:
-            self.functions.pop(id, None)
+    def forget_functions(self, ids: Iterable[int]) -> list[bytes]:
+        """Let go of functions, and say which they were."""
+        return [self.functions.pop(id) for id in ids if id in self.functions]
 
     def free(self, ids: Iterable[int]) -> None:
         """Drop the data, do not run the task, or throw its result away, whichever it is."""
@@ -177,16 +184,21 @@ class WorkerMachine:
             if id in self.data:
                 del self.data[id]
                 del self.keys[id], self.sizes[id]
+                if id in self._fetched:  # the scheduler may not have known that when it wrote this
+                    self._fetched.remove(id)
+                    self._tell("dropped", id)
             task = self.tasks.pop(id, None)
             if task is not None:
                 self._forget(task)
             fetch = self.fetches.get(id)
             if fetch is not None:
-                fetch.keep = False
+                if fetch.keep:
+                    fetch.keep = False
+                    self._tell("dropped", id)
                 self._maybe_stop_fetching(fetch)
 
     def fetch(self, rows: Iterable[tuple[int, Key, int, Sequence[str]]]) -> None:
-        """Hold copies of these, for safety or in advance."""
+        """Hold copies of these, for safety or in advance; always answered, with `holds` or `dropped`."""
         for id, key, nbytes, addresses in rows:
             if id in self.data:
                 self._tell("holds", id)
@@ -199,7 +211,7 @@ class WorkerMachine:
         self.outbox.append(("yielded", []))
         for id in ids:
             task = self.tasks.get(id)
-            if task is not None and task.state != EXECUTING:
+            if task is not None and task.state in (WAITING, READY):
                 del self.tasks[id]
                 self._forget(task)
                 self._tell("yielded", (id, task.attempt))
@@ -208,10 +220,32 @@ class WorkerMachine:
         """The scheduler is gone: what it asked for will be asked for again. Data stays; running tasks end
         unreported."""
         self.tasks.clear()
+        self.functions.clear()
         self.fetches.clear()
-        self._ready.clear()
+        self._fetched.clear()
         self._to_fetch.clear()
+        self._asking.clear()
+        self._ready.clear()
         self.outbox.clear()
+
+    def forget_data(self) -> None:
+        """Hold nothing any more; whoever calls this registers anew."""
+        for store in (self.data, self.keys, self.sizes):
+            store.clear()
+
+    def offer(self) -> list[tuple[Key, int]]:
+        """What is held here, as ``(key, nbytes)``, for a scheduler that does not know; `joined` is its answer."""
+        self._offered = list(self.keys)
+        return [(key, self.sizes[id]) for id, key in self.keys.items()]
+
+    def joined(self, ids: Sequence[int]) -> None:
+        """These are the scheduler's ids for what was offered; what it has no use for (-1) is dropped."""
+        held = []
+        for old, new in zip(self._offered, ids, strict=True):
+            held.append((new, self.keys.pop(old), self.data.pop(old), self.sizes.pop(old)))
+        for new, key, value, size in held:
+            if new >= 0:
+                self.put(new, key, value, size)
 
     # From the threads ----------------------------------------------------------------------------------------------
 
@@ -232,8 +266,33 @@ class WorkerMachine:
             del self.tasks[task.id]
             self._tell("erred", (task.id, task.attempt, exception, traceback, text, seconds))
 
+    def again(self, task: Task) -> None:
+        """A task asks to be run again, here or elsewhere."""
+        self._ended(task, self.seconds)
+        if self.tasks.get(task.id) is task:
+            del self.tasks[task.id]
+            self._tell("rescheduled", (task.id, task.attempt))
+
+    def secede(self, task: Task) -> None:
+        """A running task goes on outside of the slots: another may start in its place."""
+        if task.state == EXECUTING:
+            task.state = LONG_RUNNING
+            self.executing -= 1
+            if self.tasks.get(task.id) is task:
+                self._tell("seceded", (task.id, task.attempt))
+
+    def rejoin(self, task: Task) -> None:
+        """It takes up a slot again, even if there is none: nothing new starts until they are enough."""
+        if task.state == LONG_RUNNING:
+            task.state = EXECUTING
+            self.executing += 1
+            if self.tasks.get(task.id) is task:
+                self._tell("rejoined", (task.id, task.attempt))
+
     def _ended(self, task: Task, seconds: float) -> None:
-        self.executing -= 1
+        if task.state == EXECUTING:
+            self.executing -= 1
+        task.state = ENDED
         self.seconds = 0.5 * (self.seconds + seconds)
         task.inputs = []
         if task.resources:
@@ -248,20 +307,16 @@ class WorkerMachine:
         self.keys[id] = key
         self.sizes[id] = nbytes
 
-    def arrived(self, address: str, found: Iterable[tuple[int, Key, Any, int]]) -> None:
-        """`address` has answered a `gather`; what it did not send it does not have."""
-        asked = self._asking.pop(address, [])
+    def arrived(self, address: str, asked: list[int], found: Iterable[tuple[int, Key, Any, int]]) -> None:
+        """`address` has answered the `gather` of `asked`; what it did not send it does not have."""
+        if self._asking.get(address) is not asked:
+            return  # it was asked for on behalf of a scheduler that is gone
+        del self._asking[address]
         for id, key, value, nbytes in found:
-            fetch = self.fetches.pop(id, None)
-            if fetch is None:
-                continue
-            self.put(id, key, value, nbytes)
-            self._tell("holds", id)
-            for task in fetch.tasks:
-                assert task.missing is not None
-                task.missing.discard(id)
-                if not task.missing:
-                    self._make_ready(task)
+            fetch = self.fetches.get(id)
+            if fetch is not None:
+                self.put(id, key, value, nbytes)
+                self._landed(fetch)
         for id in asked:
             fetch = self.fetches.get(id)
             if fetch is not None and fetch.address == address:
@@ -270,12 +325,23 @@ class WorkerMachine:
                 self._try_next(fetch)
         self._ask()
 
+    def _landed(self, fetch: Fetch) -> None:
+        """What was fetched is here: tell the scheduler, and go on with the tasks that waited for it."""
+        del self.fetches[fetch.id]
+        self._fetched.add(fetch.id)
+        self._tell("holds", fetch.id)
+        for task in fetch.tasks:
+            assert task.missing is not None
+            task.missing.discard(fetch.id)
+            if not task.missing:
+                self._make_ready(task)
+
     # ---------------------------------------------------------------------------------------------------------------
 
     def advance(self) -> None:
         """Hand the most urgent ready tasks to the threads, as many as they can take; call it after each batch of
         events."""
-        if self.paused:
+        if self.paused or self.preparing:
             return
         room = self.nthreads - self.executing
         if self.seconds < AHEAD:
@@ -289,9 +355,12 @@ class WorkerMachine:
             if task.resources and not self._take(task.resources):
                 blocked.append(entry)
                 continue
-            data, inline = self.data, task.inline
-            for id in task.dependencies:
-                task.inputs.append(data[id] if inline is None or id not in inline else Inline(inline[id]))
+            data, inline = self.data, task.inline or {}
+            lacking = [(id, "") for id in task.dependencies if id not in data and id not in inline]
+            if lacking:  # the scheduler has had a copy freed that it had counted on
+                self._give_up(task, lacking)
+                continue
+            task.inputs = [Inline(inline[id]) if id in inline else data[id] for id in task.dependencies]
             task.inline = None
             task.state = EXECUTING
             self.executing += 1
@@ -347,7 +416,10 @@ class WorkerMachine:
         if not left:
             if not fetch.failed:
                 return  # its addresses are on their way
-            self.fetches.pop(fetch.id, None)
+            if fetch.id in self.data:
+                self._landed(fetch)  # it was computed here in the meantime
+                return
+            del self.fetches[fetch.id]
             for task in list(fetch.tasks):
                 self._give_up(task, [(fetch.id, address) for address in fetch.failed])
             if fetch.keep:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import pickle
@@ -20,6 +19,7 @@ from typing import Any
 
 from daskfleet import system
 from daskfleet.exceptions import DaskfleetError
+from daskfleet.worker.link import AGAIN, Lines, NannyPlugins, say
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,9 @@ class Nanny:
         self._task: asyncio.Task[None] | None = None
         self._finished = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._pipe: socket.socket | None = None
+        self.plugins = NannyPlugins(self)
+        self._lines = Lines()
+        self._answering: set[asyncio.Task[None]] = set()
 
     @property
     def name(self) -> str:
@@ -104,6 +106,7 @@ class Nanny:
             return
         self.status = "closing"
         self._stopped.set()
+        await self.plugins.close()
         self._signal(signal.SIGTERM)
         try:
             await asyncio.wait_for(self._finished.wait(), timeout)
@@ -130,6 +133,8 @@ class Nanny:
             while True:
                 started = asyncio.get_running_loop().time()
                 status = await self._run_once()
+                if status == AGAIN and self.status != "closing":
+                    continue
                 if status in (0, 78) or self.status == "closing":
                     self.exit_status = status
                     return
@@ -152,6 +157,7 @@ class Nanny:
     async def _run_once(self) -> int:
         """Start one process and wait for its end: its exit status, negative for a signal."""
         ours, theirs = socket.socketpair()
+        self._lines, self._anew = Lines(), False
         with ours:
             process: subprocess.Popen[bytes] | None = None
             if threading.active_count() == 1:
@@ -169,7 +175,7 @@ class Nanny:
                     task.cancel()
                 await asyncio.gather(*watch, return_exceptions=True)
             self._hear(ours)
-            return status
+            return AGAIN if self._anew else status
 
     def _fork(self, ours: socket.socket, theirs: socket.socket) -> int:
         sys.stdout.flush()
@@ -214,14 +220,13 @@ class Nanny:
             loop.remove_reader(pipe)
 
     def _hear(self, pipe: socket.socket) -> bool:
-        try:
-            text = pipe.recv(65536)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        for line in text.splitlines():
-            message = json.loads(line)
+        there, messages = self._lines.read(pipe)
+        for message in messages:
+            if "plugin" in message:
+                task = asyncio.create_task(self._change_plugin(pipe, message))
+                self._answering.add(task)
+                task.add_done_callback(self._answering.discard)
+                continue
             if "failed" in message:
                 self._failure = message["failed"]
                 continue
@@ -230,7 +235,20 @@ class Nanny:
                 self.status = "running"
             if self._up is not None and not self._up.done():
                 self._up.set_result(None)
-        return bool(text)
+        return there
+
+    async def _change_plugin(self, pipe: socket.socket, message: dict[str, Any]) -> None:
+        error = None
+        try:
+            if await self.plugins.change(message["plugin"], message["blob"]):
+                logger.info("worker %s starts anew for plugin %r", self.name, message["plugin"])
+                self._anew = True
+                self._signal(signal.SIGTERM)
+                return
+        except Exception as reason:
+            logger.exception("plugin %r failed", message["plugin"])
+            error = f"{type(reason).__name__}: {reason}"
+        await say(pipe, {"number": message["number"], "error": error})
 
     async def _watch_memory(self, pid: int) -> None:
         if not self.memory_limit:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import json
 import logging
 import os
 import pickle
@@ -22,7 +21,9 @@ import socket
 import sys
 from typing import Any, NoReturn
 
+from daskfleet.client.current import configure
 from daskfleet.exceptions import DaskfleetError
+from daskfleet.worker.link import WorkerEnd
 from daskfleet.worker.server import Worker
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ _M_TRIM_THRESHOLD = -1
 def run(options: dict[str, Any], pipe: socket.socket) -> int:
     """Run a worker to its end; the process's exit status."""
     _trim_memory()
+    configure()  # what tasks compute by themselves runs on the cluster too
     return asyncio.run(_main(options, pipe))
 
 
@@ -47,33 +49,22 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
     def leave() -> None:
         tasks.append(loop.create_task(worker.close_gracefully(reason="told to stop")))
 
-    def on_pipe() -> None:
-        with contextlib.suppress(BlockingIOError):
-            try:
-                gone = not pipe.recv(1)
-            except ConnectionError:
-                gone = True
-            if gone:
-                logger.warning("the nanny is gone, so this worker ends")
-                os._exit(1)
+    def orphaned() -> None:
+        logger.warning("the nanny is gone, so this worker ends")
+        os._exit(1)
 
     tasks: list[asyncio.Task[None]] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave)
-    loop.add_reader(pipe, on_pipe)
+    worker.nanny = nanny = WorkerEnd(pipe, orphaned)
     try:
         await worker.start()
     except (OSError, ValueError, TimeoutError, DaskfleetError) as error:
-        _say(pipe, {"failed": str(error)})
+        await nanny.say({"failed": str(error)})
         return HOPELESS
-    _say(pipe, {"address": worker.address, "name": worker.name})
+    await nanny.say({"address": worker.address, "name": worker.name})
     await worker.finished()
     return 0
-
-
-def _say(pipe: socket.socket, message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):
-        pipe.send(json.dumps(message).encode() + b"\n")
 
 
 def _trim_memory() -> None:

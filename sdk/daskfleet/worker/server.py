@@ -6,9 +6,10 @@ import asyncio
 import logging
 import os
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized, dumps, loads
 from daskfleet.security import Security
 from daskfleet.worker import context
-from daskfleet.worker.executor import Executor, Failed, Outcome, Success, Suspended, failure, size_of, success
-from daskfleet.worker.machine import WorkerMachine
+from daskfleet.worker.executor import Again, Executor, Failed, Outcome, Success, Suspended, failure, size_of, success
+from daskfleet.worker.machine import Task, WorkerMachine
+from daskfleet.worker.plugins import WorkerPlugins
 
 logger = logging.getLogger(__name__)
 
@@ -103,12 +105,15 @@ class Worker:
         self._listener: Listener | None = None
         self._executor: Executor | None = None
         self._http: Any = None
-        self._held: list[int] = []
         self._peers: set[Connection] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._finished = asyncio.Event()
         self._started = time.time()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.nanny: Any = None  # what `daskfleet.worker.process` gives it, to reach the nanny that watches over it
+        self.plugins = WorkerPlugins(self)
+        self.client: Any = None  # of the tasks that use one (`daskfleet.client.current`)
+        self.client_lock = threading.Lock()
 
     def __repr__(self) -> str:
         figures = f"{len(self.machine.data)} stored, {self.machine.executing} running"
@@ -126,16 +131,17 @@ class Worker:
         ProtocolError, AuthenticationError, ValueError
             Something else is there, our token is wrong, or the scheduler does not want us (the name is taken).
         """
-        loop = asyncio.get_running_loop()
+        loop = self.loop = asyncio.get_running_loop()
         if self.local_directory is not None:
             Path(self.local_directory).mkdir(parents=True, exist_ok=True)
         self._folder = tempfile.TemporaryDirectory(
             prefix="daskfleet-worker-", dir=self.local_directory, ignore_cleanup_errors=True
         )
+        self.local_directory = self._folder.name
         args = self.security.get_listen_args("worker")
         self._listener = await listen(self._host, self._port, self._on_peer, scheme=self._scheme, **args)
         self._pool = Pool(self.security.get_connection_args("worker"))
-        self._executor = Executor(self.nthreads, loop, self._on_outcomes, self.machine.functions.__getitem__, self)
+        self._executor = Executor(self.nthreads, loop, self._on_outcomes, self)
         if self.dashboard_address is not None:
             from daskfleet.worker.http import serve
 
@@ -180,6 +186,9 @@ class Worker:
             self._http.stop()
         for peer in list(self._peers):
             peer.close()
+        if self.client is not None:
+            await self.client._close()
+        await self.plugins.close()
         self._pool.close()
         if self._executor is not None:
             self._executor.close()
@@ -233,9 +242,7 @@ class Worker:
                     patience = min(1.5 * patience, LONGEST_PATIENCE)
                 await asyncio.sleep(RETRY)
         self.address = self._contact_address(connection)
-        held = [(key, self.machine.sizes[id]) for id, key in self.machine.keys.items()]
-        self._held = list(self.machine.keys)
-        await connection.call("register", "worker", self._identity() | {"held": held}, timeout=30)
+        await connection.call("register", "worker", self._identity() | {"held": self.machine.offer()}, timeout=30)
         self._scheduler = connection
         logger.info("registered with the scheduler at %s as %s (%s)", self.scheduler_address, self.name, self.address)
         self._advance()
@@ -261,22 +268,11 @@ class Worker:
             "nthreads": self.nthreads,
             "memory_limit": self.memory_limit or 0,
             "resources": self.resources,
-            "local_directory": self._folder.name if self._folder else "",
+            "local_directory": self.local_directory,
             "services": services,
             "pid": os.getpid(),
             "started": self._started,
         }
-
-    def _joined(self, scheduler_id: str, ids: Sequence[int]) -> None:
-        """The scheduler knows our data under these ids now; what it does not know is dropped."""
-        self.scheduler_id = scheduler_id
-        machine = self.machine
-        names = zip(self._held, ids, strict=True)
-        data = {new: (machine.keys[old], machine.data[old], machine.sizes[old]) for old, new in names if new >= 0}
-        for store in (machine.data, machine.keys, machine.sizes):
-            store.clear()
-        for id, (key, value, size) in data.items():
-            machine.put(id, key, value, size)
 
     def _attach(self, connection: Connection) -> None:
         connection.on_messages = self._on_scheduler
@@ -306,17 +302,20 @@ class Worker:
                 case ("free", ids):
                     machine.free(ids)
                 case ("function", id, blob):
-                    machine.add_functions(id, blob)
+                    machine.add_function(id, blob)
                 case ("forget", ids):
-                    machine.forget_functions(ids)
                     assert self._executor is not None
-                    self._executor.forget(ids)
+                    self._executor.forget(machine.forget_functions(ids))
                 case ("fetch", rows):
                     machine.fetch(rows)
+                case ("plugins", rows):
+                    machine.preparing = True
+                    self._spawn(self._prepare(rows))
                 case ("yield", ids):
                     machine.give_back(ids)
                 case ("joined", scheduler_id, ids):
-                    self._joined(scheduler_id, ids)
+                    self.scheduler_id = scheduler_id
+                    machine.joined(ids)
                 case ("close", reason):
                     self._spawn(self.close(reason))
                 case _:
@@ -350,17 +349,74 @@ class Worker:
             elif type(outcome) is Failed:
                 logger.info("task %r failed: %s", outcome.task.key, outcome.text)
                 machine.failed(outcome.task, outcome.exception, outcome.traceback, outcome.text, outcome.seconds)
+            elif type(outcome) is Again:
+                machine.again(outcome.task)
             elif type(outcome) is Suspended:
                 self._spawn(self._run_coroutine(outcome))
         self._advance()
 
     async def _run_coroutine(self, suspended: Suspended) -> None:
         task, started = suspended.task, suspended.started
+        context.coroutine.set(context.Coroutine(self, task))
         try:
             outcome: Outcome = success(task, await suspended.coroutine, time.perf_counter() - started)
         except BaseException as error:
             outcome = failure(task, error, time.perf_counter() - started)
         self._on_outcomes([outcome])
+
+    async def _prepare(self, plugins: Sequence[tuple[str, str, bytes]]) -> None:
+        await self.plugins.add_all(plugins)
+        self.machine.preparing = False
+        self._advance()
+
+    async def _call_restart(self) -> None:
+        """Start anew: as a new process where there is a nanny, else without what this one holds."""
+        self._spawn(self._restart())
+
+    async def _restart(self) -> None:
+        if self.nanny is not None:
+            await self.close("told to start anew")
+            self.nanny.start_anew()
+        if self._scheduler is not None:
+            logger.info("starting anew")
+            self._scheduler.reset_handlers()
+            self._scheduler.close()
+            await self.plugins.close()
+            self.machine.forget_tasks()
+            self.machine.forget_data()
+            await self._rejoin()
+
+    async def _call_plugin_add(self, kind: str, name: str, blob: bytes) -> None:
+        await self.plugins.add(kind, name, blob)
+
+    async def _call_plugin_remove(self, kind: str, name: str) -> None:
+        await self.plugins.remove(kind, name)
+
+    def log_event(self, topic: str | list[str], message: bytes) -> None:
+        """Note an event, pickled (see `Client.log_event`); from any thread."""
+        self.loop.call_soon_threadsafe(self._send_event, topic, message)
+
+    def _send_event(self, topic: str | list[str], message: bytes) -> None:
+        if self._scheduler is not None:
+            self._scheduler.send(("log_event", (topic, message)))
+
+    def secede(self, task: Task, *, thread: bool) -> None:
+        """Run others in place of `task`, which goes on; called from the task (`daskfleet.worker.context`)."""
+        assert self._executor is not None
+        if thread:
+            self._executor.grow()
+        self.loop.call_soon_threadsafe(self._on_machine, self.machine.secede, task)
+
+    def rejoin(self, task: Task, *, thread: bool) -> None:
+        """`task` takes up a slot again; called from the task."""
+        assert self._executor is not None
+        if thread:
+            self._executor.shrink()
+        self.loop.call_soon_threadsafe(self._on_machine, self.machine.rejoin, task)
+
+    def _on_machine(self, event: Callable[[Task], None], task: Task) -> None:
+        event(task)
+        self._advance()
 
     async def _beat(self) -> None:
         import psutil
@@ -394,7 +450,7 @@ class Worker:
             logger.warning("could not fetch %d keys from %s: %s", len(ids), address, error)
         except Exception:
             logger.exception("could not read %d keys from %s", len(ids), address)
-        self.machine.arrived(address, found)
+        self.machine.arrived(address, ids, found)
         self._advance()
 
     def _on_peer(self, connection: Connection) -> None:
@@ -419,8 +475,14 @@ class Worker:
                 rows.append((id, key, size, await _dumps(machine.data[id], size)))
         return rows
 
-    async def _call_put_data(self, rows: Sequence[tuple[int, Key, Serialized]]) -> list[tuple[int, int, str]]:
-        """Keep scattered data; answers with ``(id, nbytes, type name)``."""
+    async def _call_put_data(
+        self, scheduler_id: str, rows: Sequence[tuple[int, Key, Serialized]]
+    ) -> list[tuple[int, int, str]]:
+        """Keep scattered data; answers with ``(id, nbytes, type name)``. The ids mean nothing to us before we have
+        joined that scheduler, which we have asked to when it knows our address."""
+        async with asyncio.timeout(10):
+            while self.scheduler_id != scheduler_id:
+                await asyncio.sleep(0.01)
         kept = []
         for id, key, serialized in rows:
             value = loads(serialized)
@@ -431,6 +493,7 @@ class Worker:
 
     async def _call_run(self, call: Serialized, wait: bool) -> Serialized:
         """Run a function of the user's outside of the task system (`Client.run`)."""
+        context.coroutine.set(context.Coroutine(self, None))  # of this call's own task only
         function, args, kwargs = loads(call)
         return await run_function(function, args, kwargs, {"dask_worker": self}, wait)
 

@@ -1,0 +1,126 @@
+"""`Variable` and `Queue`: futures and small data, passed between clients and tasks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from daskfleet.client.future import Future
+from daskfleet.client.named import Named
+from daskfleet.client.times import seconds
+from daskfleet.protocol.serialize import dumps_by_value, loads
+
+if TYPE_CHECKING:
+    from daskfleet.client.client import Client
+
+
+def _pack(value: Any) -> tuple[str, Any]:
+    return ("future", value.key) if isinstance(value, Future) else ("data", dumps_by_value(value))
+
+
+def _unpack(client: Client, kind: str, values: list[tuple[str, Any]]) -> list[Any]:
+    """The values; of futures, the scheduler is told that this client holds them now."""
+    unpacked = [client._want(value) if what == "future" else loads(value) for what, value in values]
+    keys = [value for what, value in values if what == "future"]
+    if keys:
+        client._send((f"{kind}_taken", keys))
+    return unpacked
+
+
+class Variable(Named):
+    """A value that whoever knows its name can set and get.
+
+    The value is a future, whose result stays on the cluster for as long as it is here, or anything that can be pickled;
+    it stays on the scheduler, so it should be small.
+    """
+
+    def set(self, value: Any, timeout: float | str | None = None) -> Any:
+        """Put `value` in place of what was there."""
+        return self._sync(self._set, value, seconds(timeout))
+
+    async def _set(self, value: Any, timeout: float | None) -> None:
+        await self.client._call("variable_set", self.name, _pack(value), timeout=timeout)
+
+    def get(self, timeout: float | str | None = None) -> Any:
+        """The value, waiting for there to be one.
+
+        Raises
+        ------
+        TimeoutError
+            There was none within `timeout` (seconds, or a text).
+        """
+        return self._sync(self._get, seconds(timeout))
+
+    async def _get(self, timeout: float | None) -> Any:
+        client = self.client
+        value = await client._call("variable_get", self.name, timeout)
+        if value is None:
+            raise TimeoutError(f"variable {self.name!r} was not set within {timeout:g} s")
+        return _unpack(client, "variable", [value])[0]
+
+    def delete(self) -> Any:
+        """Forget the value, everywhere."""
+        return self._ask("variable_delete")
+
+
+class Queue(Named):
+    """First in, first out, between clients and tasks. Values are those of `Variable`.
+
+    Parameters
+    ----------
+    name, client
+        As `Named` has them.
+    maxsize
+        `put` waits while there are so many in it; 0 for no limit.
+    """
+
+    def __init__(self, name: str | None = None, client: Client | None = None, maxsize: int = 0) -> None:
+        super().__init__(name, client)
+        self.maxsize = maxsize
+
+    def put(self, value: Any, timeout: float | str | None = None) -> Any:
+        """Append `value`.
+
+        Raises
+        ------
+        TimeoutError
+            The queue was full for `timeout` (seconds, or a text).
+        """
+        return self._sync(self._put, value, seconds(timeout))
+
+    async def _put(self, value: Any, timeout: float | None) -> None:
+        if not await self.client._call("queue_put", self.name, self.maxsize, _pack(value), timeout):
+            raise TimeoutError(f"queue {self.name!r} was full for {timeout:g} s")
+
+    def get(self, timeout: float | str | None = None, batch: bool | int = False) -> Any:
+        """Take the next value.
+
+        Parameters
+        ----------
+        batch
+            A number takes a list of exactly so many; True, a list of all that there are, without waiting.
+
+        Raises
+        ------
+        TimeoutError
+            They did not come within `timeout` (seconds, or a text).
+        """
+        return self._sync(self._get, seconds(timeout), batch)
+
+    async def _get(self, timeout: float | None, batch: bool | int) -> Any:
+        client = self.client
+        values = await client._call("queue_get", self.name, batch, timeout)
+        if values is None:
+            raise TimeoutError(f"nothing to take from queue {self.name!r} within {timeout:g} s")
+        unpacked = _unpack(client, "queue", values)
+        return unpacked[0] if batch is False else unpacked
+
+    def qsize(self) -> Any:
+        """How many are in it."""
+        return self._ask("queue_size")
+
+    def close(self) -> Any:
+        """Forget the queue and what is in it, everywhere."""
+        return self._ask("queue_close")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Queue, (self.name, None, self.maxsize)

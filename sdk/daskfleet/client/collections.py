@@ -1,0 +1,205 @@
+"""dask's collections on the cluster: `Client.get`, `compute`, `persist`.
+
+What dask asks of a scheduler is little: an expression goes in, values or futures of its keys come out. Most of what is
+here is about doing that in one pass over a graph that may have a million tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dask._task_spec import TaskRef
+from dask.base import is_dask_collection
+
+from daskfleet.client.encode import GraphEncoder, annotations_by_key, as_nodes
+from daskfleet.client.future import Future, FutureState
+from daskfleet.client.garbage import paused_collection
+from daskfleet.client.options import graph_options
+from daskfleet.client.submitting import CHUNK, Submitting
+from daskfleet.protocol.messages import Key
+
+
+class Collections(Submitting):
+    """Collections and graphs."""
+
+    def get(self, dsk: Any, keys: Any, workers: Any = None, sync: bool = True, **kwargs: Any) -> Any:
+        """Compute a dask graph; dask calls this for ``collection.compute()``.
+
+        Parameters
+        ----------
+        dsk
+            A graph: a dict, a ``HighLevelGraph`` or an expression.
+        keys
+            A key, or lists of keys, nested as the result should be.
+        sync
+            Return the values; otherwise futures.
+        """
+        flat = list(_flatten(keys))
+        with paused_collection():
+            futures = self._submit_graph(dsk, flat, **graph_options(kwargs))
+        by_key = {future.key: future for future in futures}
+        packed = _pack_keys(keys, by_key)
+        return self.gather(packed) if sync else packed
+
+    def compute(self, collections: Any, sync: bool = False, optimize_graph: bool = True, **kwargs: Any) -> Any:
+        """Futures of what ``dask.compute`` would return, without waiting; with `sync`, the values.
+
+        Parameters
+        ----------
+        collections
+            A dask collection, or a list of them (a list of futures then).
+        """
+        single = not isinstance(collections, (list, tuple, set, frozenset))
+        items = [collections] if single else list(collections)
+        with paused_collection():
+            futures = [
+                self._compute_one(item, optimize_graph, kwargs) if is_dask_collection(item) else item for item in items
+            ]
+        result = futures[0] if single else futures
+        return self.gather(result) if sync else result
+
+    def _compute_one(self, collection: Any, optimize_graph: bool, kwargs: dict[str, Any]) -> Future:
+        """A future of one collection's final value: its finalising step is a task of its own."""
+        from dask.base import collections_to_expr
+        from dask.tokenize import tokenize
+
+        expression = collections_to_expr([collection], optimize_graph=optimize_graph).finalize_compute()
+        if optimize_graph:
+            expression = expression.optimize()
+        keys = list(_flatten(expression.__dask_keys__()))
+        if len(keys) == 1:
+            return self._submit_graph(expression, keys, **graph_options(kwargs))[0]
+        futures = self._submit_graph(expression, keys, **graph_options(kwargs))
+        return self.submit(_as_is, futures, key=f"finalize-{tokenize(keys)}")
+
+    def persist(self, collections: Any, optimize_graph: bool = True, **kwargs: Any) -> Any:
+        """Collections like these whose data is being computed and will stay on the cluster."""
+        single = not isinstance(collections, (list, tuple, set, frozenset))
+        items = [collections] if single else list(collections)
+        from dask.base import collections_to_expr
+
+        with paused_collection():
+            expression = collections_to_expr(items, optimize_graph=optimize_graph)
+            if optimize_graph:
+                expression = expression.optimize()
+            keys = list(dict.fromkeys(_flatten(expression.__dask_keys__())))
+            futures = {future.key: future for future in self._submit_graph(expression, keys, **graph_options(kwargs))}
+        results = []
+        for item, own_keys in zip(items, _keys_by_collection(expression, items), strict=True):
+            rebuild, args = item.__dask_postpersist__()
+            results.append(rebuild({key: futures[key] for key in _flatten(own_keys)}, *args))
+        return results[0] if single else results
+
+    def _submit_graph(
+        self,
+        dsk: Any,
+        keys: Sequence[Key],
+        *,
+        priority: int = 0,
+        **options: Any,
+    ) -> list[Future]:
+        """Send a graph; futures of `keys`, in their order."""
+        from dask._expr import Expr
+        from dask.highlevelgraph import HighLevelGraph
+        from dask.order import order
+
+        annotations: Mapping[str, Any] = {}
+        if isinstance(dsk, Expr):
+            annotations = dsk.__dask_annotations__()
+            dsk = dsk.__dask_graph__()
+        elif isinstance(dsk, HighLevelGraph):
+            annotations = {}
+            dsk = dsk.to_dict()
+        graph = as_nodes(dict(dsk))
+        _check(graph, keys, self._states)
+        by_key = annotations_by_key(annotations)
+        shared = {name: value for name, value in options.items() if value is not None}
+        positions = order(graph)
+        outside: list[Future] = []  # held until the message is queued
+
+        def number(key: Key) -> int:
+            future = self._want(key)
+            outside.append(future)
+            return -future._state.cid
+
+        encoder = GraphEncoder(number)
+        states: dict[Key, FutureState] = {}
+        wanted = set(keys)
+        graph_number = next(self._graphs)
+        rows: list[tuple[Any, ...]] = []
+        sent = 0
+        try:
+            for key in sorted(graph, key=positions.__getitem__):
+                cid = 0
+                if key in wanted:
+                    states[key], new = self._state(key)
+                    cid = states[key].cid if new else 0
+                rows.append(encoder.row(cid, key, graph[key], by_key.get(key) or shared or None))
+                if len(rows) == CHUNK and sent + CHUNK < len(graph):
+                    self._send(("tasks", graph_number, False, priority, *encoder.take(), rows))
+                    sent += len(rows)
+                    rows = []
+        except BaseException:
+            if sent:  # what was sent is needed until its graph is complete: now it is
+                self._send(("tasks", graph_number, True, priority, [], [], []))
+            raise
+        self._send(("tasks", graph_number, True, priority, *encoder.take(), rows))
+        return [Future(states[key]) if key in states else self._want(key) for key in keys]
+
+    def futures_of(self, collections: Any) -> list[Future]:
+        """The futures inside persisted collections."""
+        return futures_of(collections, self)
+
+
+def futures_of(collections: Any, client: Any = None) -> list[Future]:
+    """The futures inside persisted collections, in no particular order, each once."""
+    found: dict[Key, Future] = {}
+    stack = [collections]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Future):
+            found[item.key] = item
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            stack.extend(item)
+        elif isinstance(item, dict):
+            stack.extend(item.values())
+        elif is_dask_collection(item):
+            stack.extend(dict(item.__dask_graph__()).values())
+    return list(found.values())
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+def keys_of(futures: Any) -> list[Key]:
+    """The keys of a future, of several, or of a collection."""
+    return [future.key for future in ([futures] if isinstance(futures, TaskRef) else futures_of(futures))]
+
+
+def _check(graph: Mapping[Key, Any], keys: Sequence[Key], known: Mapping[Key, Any]) -> None:
+    missing = [key for key in keys if key not in graph and key not in known]
+    if missing:
+        raise KeyError(
+            f"the graph has no task for {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+        )
+
+
+def _flatten(keys: Any) -> Iterator[Key]:
+    if isinstance(keys, list):
+        for key in keys:
+            yield from _flatten(key)
+    else:
+        yield keys
+
+
+def _pack_keys(keys: Any, by_key: Mapping[Key, Future]) -> Any:
+    if isinstance(keys, list):
+        return [_pack_keys(key, by_key) for key in keys]
+    return by_key[keys]
+
+
+def _keys_by_collection(expression: Any, items: Sequence[Any]) -> list[Any]:
+    keys = expression.__dask_keys__()
+    return keys if len(keys) == len(items) else [item.__dask_keys__() for item in items]

@@ -1,0 +1,420 @@
+"""The one connection to the scheduler behind a client, and the client's life.
+
+User threads encode; the loop's thread sends and completes futures. Between the two stands one deque of outgoing
+messages, so that what a program does in some order reaches the scheduler in that order, and one wake-up of the loop a
+burst. A blocking method that needs nothing but an answer that is already here (a small result travels with the news
+that it is ready) never crosses to the loop at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import uuid
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import dask
+from dask.utils import parse_timedelta
+
+from daskfleet import loop as loops
+from daskfleet.client import current
+from daskfleet.client.future import CANCELLED, ERROR, FINISHED, PENDING, Future, FutureState
+from daskfleet.client.inside import giving_way
+from daskfleet.client.times import seconds
+from daskfleet.comm import Connection, Pool, connect
+from daskfleet.exceptions import DaskfleetError
+from daskfleet.loop import on_loop_thread, shared_loop
+from daskfleet.protocol.frames import Message
+from daskfleet.protocol.messages import Key
+from daskfleet.security import Security
+from daskfleet.worker.context import in_task
+
+if TYPE_CHECKING:
+    from daskfleet.client.client import Client
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a task's call to the scheduler may take before the task gives way to others.
+PATIENCE = 0.02
+
+Handler = Callable[[Any], None]
+
+
+class Core:
+    """Connection, life, and the states of futures. The parameters are `Client`'s."""
+
+    def __init__(
+        self,
+        address: Any = None,
+        *,
+        timeout: float | str | None = None,
+        set_as_default: bool = True,
+        scheduler_file: str | None = None,
+        security: Security | None = None,
+        asynchronous: bool = False,
+        name: str | None = None,
+        direct_to_workers: bool | None = None,
+        loop: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._asynchronous = asynchronous
+        if loop is not None:
+            self.loop: asyncio.AbstractEventLoop = getattr(loop, "asyncio_loop", loop)
+        else:
+            self.loop = asyncio.get_running_loop() if asynchronous else shared_loop()
+        self.id = f"{name or 'Client'}-{uuid.uuid4()}"
+        self.status = "connecting"
+        self.cluster: Any = None
+        self.security = security
+        self._own_cluster = False
+        self._timeout = float(parse_timedelta(timeout if timeout is not None else _configured_timeout()))
+        self._direct = direct_to_workers
+        self._set_as_default = set_as_default
+        self._address, self._kwargs = self._find(address, scheduler_file), kwargs
+        self._starting: asyncio.Task[None] | None = None
+        self._scheduler: Connection | None = None
+        self._pool: Pool | None = None
+        self._info: dict[str, Any] = {}
+        self._cids, self._graphs = itertools.count(1), itertools.count(1)
+        self._states: dict[Key, weakref.ref[FutureState]] = {}
+        self._by_cid: dict[int, weakref.ref[FutureState]] = {}
+        self._outgoing: deque[Message] = deque()
+        self._released: deque[int] = deque()
+        self._waking = False
+        self._threads: ThreadPoolExecutor | None = None
+        self._handlers: dict[str, Handler] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        if not self._asynchronous:
+            loops.sync(self.loop, self._start)
+
+    def _find(self, address: Any, scheduler_file: str | None) -> Any:
+        if address is None and scheduler_file is not None:
+            from daskfleet.deploy.scheduler_file import read
+
+            info = read(scheduler_file)
+            self.security = self.security or info.security
+            return info.address
+        return address if address is not None else dask.config.get("scheduler-address", None)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether methods return awaitables: asked for, or because the caller runs on the client's own loop."""
+        return (self._asynchronous and not in_task()) or on_loop_thread(self.loop)
+
+    # Life ----------------------------------------------------------------------------------------------------------
+
+    def start(self) -> Any:
+        """Connect. Making a client does this by itself; an asynchronous one when it is awaited or entered."""
+        return self._sync(self._start)
+
+    async def _start(self) -> Self:
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._connect())
+        await asyncio.shield(self._starting)
+        return self
+
+    async def _connect(self) -> None:
+        if self.status != "connecting":
+            return
+        target = self._address
+        if target is None:
+            from daskfleet.deploy.local import LocalCluster
+
+            target = await LocalCluster(asynchronous=self._asynchronous, loop=self.loop, **self._kwargs)
+            self._own_cluster = True
+        elif self._kwargs:
+            raise TypeError(f"Client() got unexpected keyword arguments {', '.join(sorted(self._kwargs))}")
+        if not isinstance(target, str):
+            self.cluster = target
+            self.security = self.security or getattr(target, "security", None)
+            target = target.scheduler_address
+        self.security = self.security or Security()
+        args = self.security.get_connection_args("client")
+        try:
+            self._scheduler = await connect(target, timeout=self._timeout, setup=self._attach, **args)
+            self._info = await self._scheduler.call("register", "client", {"id": self.id}, timeout=self._timeout)
+        except BaseException:
+            self.status = "closed"
+            if self._own_cluster:
+                await self.cluster._close()
+            raise
+        self._pool = Pool(args)
+        if self._direct is None:
+            self._direct = self._scheduler.peer.rpartition(":")[0] == self._scheduler.local.rpartition(":")[0]
+        self.status = "running"
+        if self._set_as_default:
+            current.become_default(cast("Client", self))
+        self._wake()
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._start().__await__()
+
+    def __enter__(self) -> Self:
+        if self._asynchronous:
+            raise TypeError("this client is asynchronous: use 'async with'")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return await self._start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._close()
+
+    def close(self, timeout: float | None = None) -> Any:
+        """Disconnect: the cluster lets go of everything that only this client wanted. Ends a cluster of its own."""
+        if self.asynchronous:
+            return self._close()
+        if self.status == "closed" or self.loop.is_closed():
+            return None
+        return loops.sync(self.loop, self._close)
+
+    async def _close(self) -> None:
+        if self.status == "closed":
+            return
+        self._flush()
+        self.status = "closed"
+        current.resign(cast("Client", self))
+        if self._scheduler is not None:
+            self._scheduler.close()
+        if self._pool is not None:
+            self._pool.close()
+        self._cancel_all("the client was closed")
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+        if self._own_cluster:
+            await self.cluster._close()
+
+    def shutdown(self) -> Any:
+        """End the whole cluster: scheduler, workers and this client."""
+        return self._sync(self._shutdown)
+
+    async def _shutdown(self) -> None:
+        await self._call("shutdown")
+        if self.cluster is not None:
+            await self.cluster._close()
+        await self._close()
+
+    @classmethod
+    def current(cls, allow_global: bool = True) -> Client:
+        """The client of the calling task, thread or coroutine (`as_current`), or else the process's default.
+
+        Raises
+        ------
+        ValueError
+            There is none.
+        """
+        return current.current_client(allow_global)
+
+    def as_current(self) -> AbstractContextManager[Client]:
+        """A context in which this is the current client of the calling thread or coroutine."""
+        return current.as_current(cast("Client", self))
+
+    def __repr__(self) -> str:
+        if self._scheduler is None or self.status != "running":
+            return f"<Client: {self.status}>"
+        return f"<Client: {self.scheduler_address!r}>"
+
+    def _repr_html_(self) -> str:
+        link = self.dashboard_link
+        dashboard = f'<a href="{link}" target="_blank">{link}</a>' if link else "none"
+        return (
+            f"<div><h3>Client</h3><p><b>Scheduler:</b> {self.scheduler_address} · <b>Dashboard:</b> {dashboard} · "
+            f"<b>Status:</b> {self.status}</p></div>"
+        )
+
+    @property
+    def scheduler_address(self) -> str:
+        """What this client is connected to."""
+        return f"tcp://{self._scheduler.peer}" if self._scheduler is not None else ""
+
+    @property
+    def dashboard_link(self) -> str:
+        """The dashboard's address for a browser, "" without one."""
+        if self.cluster is not None and getattr(self.cluster, "dashboard_link", None):
+            return cast(str, self.cluster.dashboard_link)
+        port = self._info.get("dashboard")
+        if not port or self._scheduler is None:
+            return ""
+        host = self._scheduler.peer.rpartition(":")[0]
+        template = dask.config.get("distributed.dashboard.link", None) or "{protocol}://{host}:{port}/status"
+        return cast(str, template.format(protocol="http", host=host, port=port))
+
+    # Talking to the scheduler --------------------------------------------------------------------------------------
+
+    def _sync(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        """Run a coroutine function on the client's loop: its result, or an awaitable when asynchronous."""
+        if self.asynchronous:
+            return function(*args)
+        if not in_task():
+            return loops.sync(self.loop, function, *args)
+
+        async def call() -> Any:
+            return await function(*args)
+
+        answer = asyncio.run_coroutine_threadsafe(call(), self.loop)
+        try:
+            return answer.result(PATIENCE)
+        except TimeoutError:
+            if answer.done():
+                raise
+        with giving_way():
+            return loops.wait(answer)
+
+    async def _call(self, method: str, *args: Any, timeout: float | None = None) -> Any:
+        """Ask the scheduler, after everything that was queued for it."""
+        if self.status == "connecting":
+            await self._start()
+        if self._scheduler is None or self.status == "closed":
+            raise DaskfleetError("the client is closed")
+        self._flush()
+        return await self._scheduler.call(method, *args, timeout=timeout)
+
+    def wait_for_workers(self, n_workers: int, timeout: float | str | None = None) -> Any:
+        """Wait until the cluster has at least `n_workers`.
+
+        Raises
+        ------
+        TimeoutError
+            It has fewer after `timeout` seconds; the message says how many.
+        """
+        return self._sync(self._wait_for_workers, n_workers, seconds(timeout))
+
+    async def _wait_for_workers(self, n_workers: int, timeout: float | None) -> None:
+        count = await self._call("wait_for_workers", n_workers, timeout)
+        if count < n_workers:
+            raise TimeoutError(f"only {count} of {n_workers} workers were there within {timeout:g} s")
+
+    def _send(self, message: Message) -> None:
+        if self.status == "closed":
+            raise DaskfleetError("the client is closed: create a new one")
+        self._outgoing.append(message)
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._waking:
+            self._waking = True
+            if not self.loop.is_closed():
+                self.loop.call_soon_threadsafe(self._flush)
+
+    def _flush(self) -> None:
+        self._waking = False
+        scheduler = self._scheduler
+        if scheduler is None or self.status == "closed":
+            return
+        while self._outgoing:
+            scheduler.send(self._outgoing.popleft())
+        if self._released:
+            released = []
+            while self._released:
+                released.append(self._released.popleft())
+            scheduler.send(("release", released))
+
+    def _attach(self, connection: Connection) -> None:
+        connection.on_messages = self._on_messages
+        connection.on_close = self._on_gone
+
+    def _on_gone(self, connection: Connection, error: Exception | None) -> None:
+        if self.status == "running":
+            logger.warning("lost the scheduler at %s", connection.peer)
+            self.status = "closed"
+            current.resign(cast("Client", self))
+            self._cancel_all("the connection to the scheduler was lost")
+
+    def _cancel_all(self, reason: str) -> None:
+        for reference in list(self._by_cid.values()):
+            state = reference()
+            if state is not None and state.status == PENDING:
+                state.reason = reason
+                state.settle(CANCELLED)
+
+    def _on_messages(self, _: Connection, messages: list[Message]) -> None:
+        find = self._by_cid.get
+        for op, rows in messages:
+            if op == "finished":
+                for cid, nbytes, kind, value in rows:
+                    if (reference := find(cid)) is not None and (state := reference()) is not None:
+                        state.nbytes, state.type, state.value = nbytes, kind, value
+                        state.settle(FINISHED)
+            elif op == "erred":
+                for cid, exception, traceback, key in rows:
+                    if (reference := find(cid)) is not None and (state := reference()) is not None:
+                        state.exception, state.traceback, state.failed_key = exception, traceback, key
+                        state.settle(ERROR)
+            elif op == "lost":
+                for cid, reason in rows:
+                    if (reference := find(cid)) is not None and (state := reference()) is not None:
+                        state.reason = reason
+                        state.settle(CANCELLED)
+            elif op == "pending":
+                for cid in rows:
+                    if (reference := find(cid)) is not None and (state := reference()) is not None:
+                        state.status, state.value = PENDING, None
+            elif (handler := self._handlers.get(op)) is not None:
+                handler(rows)
+
+    # Futures -------------------------------------------------------------------------------------------------------
+
+    def _state(self, key: Key) -> tuple[FutureState, bool]:
+        """The state of `key`, and whether it is new, so that the scheduler has to be told."""
+        reference = self._states.get(key)
+        state = reference() if reference is not None else None
+        if state is not None and state.status != CANCELLED:
+            return state, False
+        state = FutureState(self, key, next(self._cids))
+        self._states[key] = self._by_cid[state.cid] = state.reference
+        return state, True
+
+    def _forget(self, key: Key, cid: int, reference: weakref.ref[FutureState]) -> None:
+        """The last future of a key is gone. Called by the garbage collector: from any thread, at any time."""
+        if not cid:
+            return
+        if self._states.get(key) is reference:
+            self._states.pop(key, None)
+        self._by_cid.pop(cid, None)
+        if self.status == "running":
+            self._released.append(cid)
+            self._wake()
+
+    def _want(self, key: Key) -> Future:
+        """A future of a key that somebody else has submitted."""
+        state, new = self._state(key)
+        if new:
+            self._send(("want", [(state.cid, key)]))
+        return Future(state)
+
+    async def _done(self) -> None:
+        pass
+
+    def _nothing(self) -> Any:
+        """None, awaitable in an asynchronous client: of a method that only queues a message."""
+        return self._done() if self.asynchronous else None
+
+    def _in_thread(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call something of the user's outside of the loop; in the order of the calls."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(1, thread_name_prefix="daskfleet-callbacks")
+        self._threads.submit(function, *args)
+
+    def _call_in_thread(self, function: Callable[[Future], Any], future: Future) -> None:
+        def call() -> None:
+            try:
+                function(future)
+            except Exception:
+                logger.exception("a callback of %r failed", future)
+
+        self._in_thread(call)
+
+
+def _configured_timeout() -> float | str:
+    return cast("float | str", dask.config.get("distributed.comm.timeouts.connect", "30s"))

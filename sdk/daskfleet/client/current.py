@@ -1,0 +1,114 @@
+"""Which client is meant when none is named.
+
+Inside a task it is the worker's own client, so that a task's futures belong to the worker and go with it. Elsewhere it
+is the one that `Client.as_current` has set for the calling thread or coroutine, else the youngest open client of the
+process that was made with ``set_as_default=True``.
+
+dask asks its configuration for a scheduler object, and holds on to it. It gets `CurrentClient`, which holds no client
+and looks for the right one each time: so one setting serves user code, tasks in worker processes and tasks in threads,
+and a client that is dropped is collected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, cast
+
+import dask
+
+from daskfleet.worker.context import running_worker
+
+if TYPE_CHECKING:
+    from daskfleet.client.client import Client
+
+_active: ContextVar[Client | None] = ContextVar("daskfleet_client", default=None)
+_defaults: list[weakref.ref[Client]] = []
+_configuration: Any = None
+
+
+def current_client(allow_global: bool = True) -> Client:
+    """The client of the calling task, thread or coroutine, or else the process's default.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    client = _active.get()
+    if client is not None and client.status != "closed":
+        return client
+    worker = running_worker()
+    if worker is not None:
+        return worker_client_of(worker)
+    if allow_global:
+        for reference in reversed(_defaults):
+            client = reference()
+            if client is not None and client.status == "running":
+                return client
+    raise ValueError("no client: create one with Client(...) first")
+
+
+def worker_client_of(worker: Any) -> Client:
+    """The client that the tasks of `worker` share; made when first asked for, without waiting for its connection."""
+    if worker.client is None:
+        from daskfleet.client.client import TaskClient
+
+        with worker.client_lock:
+            if worker.client is None:
+                worker.client = TaskClient(worker)
+    return cast("Client", worker.client)
+
+
+@contextlib.contextmanager
+def as_current(client: Client) -> Iterator[Client]:
+    """Make `client` the current one of this thread or coroutine."""
+    token = _active.set(client)
+    try:
+        yield client
+    finally:
+        _active.reset(token)
+
+
+class CurrentClient:
+    """What dask's configuration holds as its scheduler: whichever client is current when it is asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(current_client(), name)
+
+    def __repr__(self) -> str:
+        return "<the current daskfleet client>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CurrentClient, ()
+
+
+def configure() -> None:
+    """Let dask's collections compute on the current client, in this process."""
+    global _configuration
+    if _configuration is not None:
+        return
+    settings: dict[str, Any] = {"scheduler": CurrentClient()}
+    # Without these dask falls back to shuffling through one process's local disk, which is wrong across workers.
+    for name in ("dataframe.shuffle.method", "array.rechunk.method"):
+        if dask.config.get(name, None) is None:
+            settings[name] = "tasks"
+    _configuration = dask.config.set(settings)
+
+
+def become_default(client: Client) -> None:
+    """`client` is the one to use from now on."""
+    _defaults.append(weakref.ref(client))
+    configure()
+
+
+def resign(client: Client) -> None:
+    """`client` is closed: the one before it is the default again, if it is still open."""
+    global _configuration
+    _defaults[:] = [kept for kept in _defaults if (other := kept()) is not None and other is not client]
+    if not _defaults and _configuration is not None:
+        if isinstance(dask.config.get("scheduler", None), CurrentClient):
+            _configuration.__exit__(None, None, None)
+        _configuration = None

@@ -1,0 +1,43 @@
+"""What users may ask of a task beyond the usual, as the scheduler reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def task_options(
+    workers: str | Iterable[str] | None,
+    resources: Mapping[str, float] | None,
+    retries: int | None,
+    allow_other_workers: bool,
+) -> dict[str, Any] | None:
+    """The options of `Client.submit`; None when there are none, which is the common case and costs nothing."""
+    options: dict[str, Any] = {}
+    if workers is not None:
+        options["workers"] = worker_names(workers)
+        options["allow_other_workers"] = allow_other_workers
+    elif allow_other_workers:
+        raise ValueError("allow_other_workers=True says nothing without workers=")
+    if resources:
+        options["resources"] = dict(resources)
+    if retries:
+        options["retries"] = retries
+    return options or None
+
+
+def graph_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of `Client.compute`, for every task of a graph."""
+    known = {
+        name: kwargs[name] for name in ("priority", "retries", "resources", "allow_other_workers") if kwargs.get(name)
+    }
+    if kwargs.get("workers"):
+        known["workers"] = worker_names(kwargs["workers"])
+    return known
+
+
+def worker_names(workers: Any) -> list[str]:
+    """A list of names or addresses, from one, several or None."""
+    if workers is None:
+        return []
+    return [workers] if isinstance(workers, str) else [str(worker) for worker in workers]

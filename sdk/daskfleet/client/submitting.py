@@ -1,0 +1,241 @@
+"""`Client.submit`, `map`, `scatter`, and taking work back: `cancel`, `retry`."""
+
+from __future__ import annotations
+
+import pickle
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from dask._task_spec import TaskRef
+
+from daskfleet.client.encode import PLAIN, encode_call, encode_function, function_name, split, token
+from daskfleet.client.future import CANCELLED, ERROR, PENDING, Future, FutureState
+from daskfleet.client.gathering import Gathering, find_states
+from daskfleet.client.options import task_options, worker_names
+from daskfleet.client.times import seconds
+from daskfleet.protocol.messages import Key
+from daskfleet.protocol.serialize import PROTOCOL, Serialized, dumps
+
+#: Rows sent at a time, so that workers start while the rest is still being encoded.
+CHUNK = 1000
+
+
+class Submitting(Gathering):
+    """Calls and data, from here to the cluster."""
+
+    def submit(
+        self,
+        func: Callable[..., Any],
+        *args: Any,
+        key: Key | None = None,
+        workers: str | Iterable[str] | None = None,
+        resources: Mapping[str, float] | None = None,
+        retries: int | None = None,
+        priority: int = 0,
+        allow_other_workers: bool = False,
+        pure: bool = True,
+        **kwargs: Any,
+    ) -> Future:
+        """Run ``func(*args, **kwargs)`` on the cluster.
+
+        Parameters
+        ----------
+        func
+            Any callable; a coroutine function runs on the worker's event loop.
+        *args, **kwargs
+            Futures among them, also inside lists, tuples, sets and dicts, are replaced by their results.
+        key
+            A name for the result. By default one that is equal for equal calls, so that they run once.
+        workers
+            Names, addresses or hosts of the only workers that may run it; with `allow_other_workers`, preferably.
+        resources
+            Amounts of the workers' abstract resources that it needs while it runs.
+        retries
+            How often to try again when it raises.
+        priority
+            Higher runs earlier, from -1023 to 1023.
+        pure
+            False for a call that should run again each time, though its arguments are equal.
+
+        Raises
+        ------
+        TypeError
+            The function or an argument cannot be pickled; the message names it.
+        """
+        if not callable(func):
+            raise TypeError(f"the first argument of submit must be callable, not {type(func).__name__}")
+        blob, digest = encode_function(func)
+        name = function_name(func)
+        if key is None:
+            key = f"{name}-{token(digest, args, kwargs) if pure else uuid.uuid4().hex}"
+        state, new = self._state(key)
+        if not new:
+            return Future(state)
+        payload, dependencies = encode_call(args, kwargs)
+        options = task_options(workers, resources, retries, allow_other_workers)
+        numbers = [self._number(dependency) for dependency in dependencies] if dependencies else None
+        prefix = name if isinstance(key, str) and key.startswith(name) else _prefix(key)
+        row = (state.cid, key, 0, payload, numbers, 0, options)
+        self._send(("tasks", next(self._graphs), True, priority, [blob], [prefix], [row]))
+        return Future(state)
+
+    def map(
+        self,
+        func: Callable[..., Any],
+        *iterables: Iterable[Any],
+        key: str | Sequence[Key] | None = None,
+        workers: str | Iterable[str] | None = None,
+        resources: Mapping[str, float] | None = None,
+        retries: int | None = None,
+        priority: int = 0,
+        allow_other_workers: bool = False,
+        pure: bool = True,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> list[Future]:
+        """Run `func` on each element of `iterables` (zipped); the parameters are those of `submit`.
+
+        Parameters
+        ----------
+        key
+            A prefix for the keys, or one key per element.
+        batch_size
+            Rows sent at a time; 1,000 by default.
+        """
+        if not callable(func):
+            raise TypeError(f"the first argument of map must be callable, not {type(func).__name__}")
+        blob, digest = encode_function(func)
+        name = key if isinstance(key, str) else function_name(func)
+        given = None if key is None or isinstance(key, str) else list(key)
+        options = task_options(workers, resources, retries, allow_other_workers)
+        batch = batch_size or CHUNK
+        futures: list[Future] = []
+        rows: list[tuple[Any, ...]] = []
+        if kwargs and pure:
+            digest = bytes.fromhex(token(digest, (), kwargs))
+        for position, args in enumerate(zip(*iterables, strict=False)):
+            if given is not None:
+                task_key: Key = given[position]
+            else:
+                task_key = f"{name}-{token(digest, args, {}) if pure else uuid.uuid4().hex}"
+            state, new = self._state(task_key)
+            futures.append(Future(state))
+            if not new:
+                continue
+            numbers = None
+            if len(args) == 1 and not kwargs and type(args[0]) in PLAIN:
+                payload: Serialized = pickle.dumps((args, kwargs), PROTOCOL)
+            else:
+                payload, dependencies = encode_call(args, kwargs)
+                if dependencies:
+                    numbers = [self._number(dependency) for dependency in dependencies]
+            rows.append((state.cid, task_key, 0, payload, numbers, 0, options))
+            if len(rows) == batch:
+                self._send(("tasks", next(self._graphs), True, priority, [blob], [name], rows))
+                rows = []
+        if rows:
+            self._send(("tasks", next(self._graphs), True, priority, [blob], [name], rows))
+        return futures
+
+    def _number(self, dependency: TaskRef) -> int:
+        """How a row names a future it depends on."""
+        if isinstance(dependency, Future):
+            state = dependency._state
+            if state.client is self and state.cid:
+                return -state.cid
+            raise ValueError(f"{dependency!r} was released or belongs to another client, so it cannot be an argument")
+        return -self._want(dependency.key)._state.cid
+
+    def scatter(
+        self,
+        data: Any,
+        workers: str | Iterable[str] | None = None,
+        broadcast: bool = False,
+        direct: bool | None = None,
+        hash: bool = True,
+        timeout: float | str | None = None,
+    ) -> Any:
+        """Put data on workers, spread over them or, with `broadcast`, on each.
+
+        Parameters
+        ----------
+        data
+            A list, tuple, set or iterator (a future for each element), a dict (a future for each value, under its key),
+            or any other object (one future).
+        hash
+            Give equal data equal keys.
+
+        Raises
+        ------
+        TimeoutError
+            No worker came within `timeout` seconds (the client's own by default).
+        """
+        return self._sync(self._scatter, data, worker_names(workers), broadcast, hash, seconds(timeout))
+
+    async def _scatter(self, data: Any, workers: list[str], broadcast: bool, hash: bool, timeout: float | None) -> Any:
+        if isinstance(data, Iterator):
+            data = list(data)
+        if isinstance(data, dict):
+            names, values = list(data), list(data.values())
+        elif isinstance(data, (list, tuple, set, frozenset)):
+            values = list(data)
+            names = [_data_key(value, hash) for value in values]
+        else:
+            values, names = [data], [_data_key(data, hash)]
+        await self._wait_for_workers(1, timeout if timeout is not None else self._timeout)
+        states = []
+        rows = []
+        for name, value in zip(names, values, strict=True):
+            state, new = self._state(name)
+            states.append(state)
+            if new or state.status == CANCELLED:
+                rows.append((state.cid, name, dumps(value)))
+        if rows:
+            await self._call("scatter", rows, workers, broadcast)
+        futures = [Future(state) for state in states]
+        if isinstance(data, dict):
+            return dict(zip(names, futures, strict=True))
+        if isinstance(data, (list, tuple, set, frozenset)):
+            return type(data)(futures)
+        return futures[0]
+
+    def cancel(
+        self,
+        futures: Any,
+        asynchronous: bool | None = None,
+        force: bool = False,
+        reason: str | None = None,
+        msg: str | None = None,
+    ) -> Any:
+        """Do not compute these, as far as nobody else wants them (`force`: even then)."""
+        found: dict[int, FutureState] = {}
+        find_states(futures, found)
+        return self._sync(self._call, "cancel", list(found), force, msg or reason or "")
+
+    def retry(self, futures: Any, asynchronous: bool | None = None) -> Any:
+        """Compute these again after a failure, from the task that failed first."""
+        found: dict[int, FutureState] = {}
+        find_states(futures, found)
+        return self._sync(self._retry, found)
+
+    async def _retry(self, found: dict[int, FutureState]) -> None:
+        for state in found.values():
+            if state.status == ERROR:
+                state.status = PENDING
+        await self._call("retry", list(found))
+
+
+def _prefix(key: Key) -> str:
+    """The kind of a task whose key the user chose."""
+
+    name = key[0] if isinstance(key, tuple) and key else key
+    return split(str(name))
+
+
+def _data_key(value: Any, hash: bool) -> str:
+    if not hash:
+        return f"{type(value).__name__}-{uuid.uuid4().hex}"
+    from dask.tokenize import tokenize
+
+    return f"{type(value).__name__}-{tokenize(value)}"

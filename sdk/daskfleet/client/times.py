@@ -1,0 +1,23 @@
+"""Deadlines, as users write them."""
+
+from __future__ import annotations
+
+import time
+
+from dask.utils import parse_timedelta
+
+
+def seconds(timeout: float | str | None) -> float | None:
+    """Seconds, from a number or a text such as ``"10s"``; None for no limit."""
+    return None if timeout is None else float(parse_timedelta(timeout))
+
+
+def due(timeout: float | str | None) -> float | None:
+    """When `timeout` will be over, by the monotonic clock."""
+    limit = seconds(timeout)
+    return None if limit is None else time.monotonic() + limit
+
+
+def left(deadline: float | None) -> float | None:
+    """Seconds until `deadline`, 0 when it is over."""
+    return None if deadline is None else max(deadline - time.monotonic(), 0.0)

@@ -1,0 +1,33 @@
+"""What clients share beyond tasks, one file a primitive: locks, variables, queues, datasets, events, metadata.
+
+An extension is a class that is given the scheduler and registers what it answers (`Scheduler.handle`) and hears
+(`Scheduler.hear`). Its state is its own. Whatever a client holds or waits for ends with the client: by
+`Scheduler.on_client_gone`, so nothing here needs leases that have to be renewed or that run out. A task uses its
+worker's client, so what a task holds ends with the worker.
+
+The scheduler never unpickles what users store here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from daskfleet.scheduler.extensions.channels import Queues, Variables
+from daskfleet.scheduler.extensions.datasets import Datasets
+from daskfleet.scheduler.extensions.events import Events
+from daskfleet.scheduler.extensions.flags import Flags
+from daskfleet.scheduler.extensions.forget import FireAndForget
+from daskfleet.scheduler.extensions.locks import MultiLocks, Semaphores
+from daskfleet.scheduler.extensions.metadata import Metadata
+from daskfleet.scheduler.extensions.restarting import Restarting
+
+if TYPE_CHECKING:
+    from daskfleet.scheduler.server import Scheduler
+
+EXTENSIONS = (Semaphores, MultiLocks, Flags, Variables, Queues, Datasets, Metadata, Events, FireAndForget, Restarting)
+
+
+def install(scheduler: Scheduler) -> None:
+    """Give `scheduler` all of them, by name in its `extensions`."""
+    for extension in EXTENSIONS:
+        scheduler.extensions[extension.__name__.lower()] = extension(scheduler)

@@ -1,0 +1,70 @@
+"""Starting over: `Client.restart`, `Client.restart_workers`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from daskfleet.scheduler.state import CLOSING, ClientState, WorkerState
+
+if TYPE_CHECKING:
+    from daskfleet.scheduler.server import Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+class Restarting:
+    """Cancels everything; has workers start anew and waits for them."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        scheduler.handle("client", "restart", self.restart)
+        scheduler.handle("client", "restart_workers", self.restart_workers)
+
+    async def restart(self, client: ClientState) -> None:
+        """Cancel all tasks of all clients, and with them all data."""
+        scheduler = self._scheduler
+        logger.info("client %s asks for a restart", client.id)
+        for other in [*scheduler.state.clients.values(), *scheduler.own_clients]:
+            scheduler.state.cancel(other, list(other.futures), reason="the cluster was restarted")
+        for reset in scheduler.on_restart:
+            reset()
+        scheduler._flush()
+        scheduler.notify("restart", scheduler)
+
+    async def restart_workers(self, client: ClientState, names: Sequence[str], timeout: float) -> list[tuple[str, str]]:
+        """Start those workers anew, all for an empty list; ``(what it was called, OK or timed out)``.
+
+        With a `timeout` of 0 it does not wait and calls all of them OK.
+        """
+        scheduler = self._scheduler
+        workers = scheduler.select(names)
+        await asyncio.gather(*(self._tell(worker) for worker in workers))
+        deadline = time.monotonic() + timeout
+        while timeout and (left := deadline - time.monotonic()) > 0 and not all(map(self._is_back, workers)):
+            await scheduler._change(left)
+        called = {worker.name: name for name in names for worker in workers if name in (worker.name, worker.address)}
+        return [
+            (called.get(worker.name, worker.address), "OK" if not timeout or self._is_back(worker) else "timed out")
+            for worker in workers
+        ]
+
+    async def _tell(self, worker: WorkerState) -> None:
+        scheduler = self._scheduler
+        connection = scheduler._connections.get(worker)
+        scheduler.state.set_status(worker, CLOSING)
+        scheduler._flush()
+        if connection is not None:
+            try:
+                await connection.call("restart", timeout=30)
+            except (ConnectionError, TimeoutError) as error:
+                logger.info("%r did not say that it starts anew: %s", worker, error)
+
+    def _is_back(self, worker: WorkerState) -> bool:
+        """Whether another has come in its place, by name."""
+        return any(
+            other.name == worker.name and other is not worker for other in self._scheduler.state.workers.values()
+        )
