@@ -47,6 +47,7 @@ class Transitions(Queues):
         self.prefixes: dict[str, Prefix] = {}
         self.functions: dict[bytes, Function] = {}
         self.inline_bytes = 0
+        self.expected: dict[int, int] = {}  # ids whose data a client is putting on workers: in how many calls
         self._idle_functions: dict[Function, None] = {}
         self._idle_function_bytes = 0
         self._next_id = self._next_function = 0
@@ -74,7 +75,9 @@ class Transitions(Queues):
         stack = [first]
         while stack:
             ts = stack.pop()
-            if ts.state != RELEASED:
+            if ts.state != RELEASED or not (ts.waiters or ts.wants):
+                continue  # the latter when a failure further up the stack has ended the need
+            if ts.function is None and ts.id in self.expected:
                 continue
             if ts.function is None:
                 error = LostData(f"the data of {ts.key!r} was on workers that are gone, and no task produces it")
@@ -118,11 +121,11 @@ class Transitions(Queues):
         size: int,
         kind: str | None,
         value: Serialized | None,
-        keep: bool = False,
     ) -> None:
         """The data of `ts` is there: whoever waited for it may go on, and its own inputs may go."""
         active = ts.state in (WAITING, QUEUED, PROCESSING, NO_WORKER)
         self._enter(ts, MEMORY)
+        self.suspects.pop(ts, None)
         ts.nbytes, ts.type = size, kind
         if value is not None and self.inline_bytes < INLINE_BUDGET:
             ts.value = value
@@ -139,7 +142,7 @@ class Transitions(Queues):
                         self._enqueue(dependent)
         if active:
             self._stop_waiting(ts)
-        if not ts.waiters and not wants and not keep:
+        if not ts.waiters and not wants:
             self._discard(ts)
 
     def _stop_waiting(self, ts: TaskState) -> None:
@@ -185,6 +188,7 @@ class Transitions(Queues):
                 continue
             active = ts.state not in (RELEASED, MEMORY)
             self._withdraw(ts)
+            self.suspects.pop(ts, None)
             self._enter(ts, ERRED)
             ts.failure = failure
             for i in range(0, len(ts.wants), 2):
@@ -223,6 +227,7 @@ class Transitions(Queues):
                 self._enter(ts, RELEASED)
             elif ts.state not in (RELEASED, ERRED):
                 self._withdraw(ts)
+                self.suspects.pop(ts, None)
                 self._enter(ts, RELEASED)
                 for dep in ts.dependencies:
                     dep.waiters -= 1
@@ -268,8 +273,9 @@ class Transitions(Queues):
     def _retire_function(self, function: Function) -> None:
         """No task uses it any more: keep it for a while, and let go of the one unused longest when there are too
         many."""
-        self._idle_functions[function] = None
-        self._idle_function_bytes += len(function.blob)
+        if function not in self._idle_functions:
+            self._idle_functions[function] = None
+            self._idle_function_bytes += len(function.blob)
         while len(self._idle_functions) > IDLE_FUNCTIONS or self._idle_function_bytes > IDLE_FUNCTION_BYTES:
             oldest = next(iter(self._idle_functions))
             del self._idle_functions[oldest], self.functions[oldest.blob]
