@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,16 @@ from tests.cluster.progress import ClusterError
 CLUSTER = pytest.StashKey[Cluster | str]()
 """The cluster, or the reason why there is none."""
 REQUIRED = os.environ.get("DASKFLEET_REQUIRE_KUBERNETES") == "1"
+
+
+def pytest_sessionstart() -> None:
+    # A shell that runs a command in the background has it ignore Ctrl-C, and so would every process of the tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the tests that want the operator to the end, as it stays once it is there and others want none."""
+    items.sort(key=lambda item: "operator_in_cluster" in getattr(item, "fixturenames", ()))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
