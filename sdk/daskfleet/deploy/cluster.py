@@ -183,9 +183,12 @@ class Cluster:
         return self._loop
 
     def sync(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> Any:
-        """Run a coroutine function on the cluster's loop: its result, or an awaitable when asynchronous."""
+        """Run a coroutine function on the cluster's loop: its result, or a task to await when asynchronous.
+
+        A task and not a coroutine, so that it runs also where callers written for blocking clusters do not await it.
+        """
         if self.asynchronous:
-            return function(*args, **kwargs)
+            return asyncio.ensure_future(function(*args, **kwargs))
         return loops.sync(self.loop, function, *args, **kwargs)
 
     # ------------------------------------------------------------------------------------------------------- life

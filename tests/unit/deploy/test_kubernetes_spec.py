@@ -86,6 +86,8 @@ def test_impossible_numbers_and_types_are_refused():
         make_scheduler_spec("c", scheduler_service_type="Nodeport")
     with pytest.raises(ValueError, match="minimum=3, maximum=2"):
         make_autoscaler_spec("c", 3, 2)
+    with pytest.raises(ValueError, match="not endless"):
+        make_autoscaler_spec("c", 0, float("inf"))
 
 
 def test_worker_groups_are_named_after_their_cluster_once():

@@ -245,7 +245,8 @@ class KubeCluster(Cluster):
         try:
             mine = self._made if self.status is Status.failed else self.shutdown_on_close
             if mine and self.namespace is not None:
-                await lifecycle.delete_cluster(link.api, self.namespace, self.name)
+                uid = link.view.cluster["metadata"]["uid"] if link.view.cluster else None
+                await lifecycle.delete_cluster(link.api, self.namespace, self.name, uid)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CLOSE_PATIENCE):
                         await link.view.wait_until(link.view.going)
@@ -296,9 +297,9 @@ class KubeCluster(Cluster):
             raise TypeError(f"the operator decides {', '.join(options)}: adapt takes minimum, maximum and enabled")
         return self.sync(self._adapt if enabled else self._delete_autoscaler, *((minimum, maximum) if enabled else ()))
 
-    async def _adapt(self, minimum: int, maximum: int) -> None:
+    async def _adapt(self, minimum: int, maximum: float) -> None:
         link = self._connected()
-        await lifecycle.set_autoscaler(link.api, link.namespace, self.name, minimum, int(maximum))
+        await lifecycle.set_autoscaler(link.api, link.namespace, self.name, minimum, maximum)
 
     async def _delete_autoscaler(self) -> None:
         link = self._connected()

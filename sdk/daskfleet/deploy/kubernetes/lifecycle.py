@@ -172,9 +172,22 @@ def _without_definitions(error: ApiError) -> Exception:
     )
 
 
-async def delete_cluster(api: Api, namespace: str, name: str) -> None:
-    """Delete a DaskCluster; what it owns goes in the background. No error if it is gone."""
-    await api.delete(resource_path("DaskCluster", namespace, name))
+async def delete_cluster(api: Api, namespace: str, name: str, uid: str | None = None) -> None:
+    """Delete a DaskCluster; what it owns goes in the background. No error if it is gone.
+
+    Parameters
+    ----------
+    uid
+        Delete only the one of this uid, and not another that has taken its name meanwhile.
+    """
+    options: dict[str, Any] = {"propagationPolicy": "Background"}
+    if uid is not None:
+        options["preconditions"] = {"uid": uid}
+    try:
+        await api.delete(resource_path("DaskCluster", namespace, name), options)
+    except ApiError as error:
+        if error.status != 409:  # of another uid
+            raise
 
 
 async def scale_group(api: Api, namespace: str, cluster: str, n: int, worker_group: str = "default") -> Object:
@@ -200,7 +213,7 @@ async def _no_such_group(api: Api, namespace: str, cluster: str, worker_group: s
     return ClusterNotFound(f"cluster {cluster!r} has no worker group {worker_group!r}; {there}")
 
 
-async def set_autoscaler(api: Api, namespace: str, cluster: str, minimum: int, maximum: int) -> None:
+async def set_autoscaler(api: Api, namespace: str, cluster: str, minimum: int, maximum: float) -> None:
     """Let the operator keep the default worker group between `minimum` and `maximum`."""
     body = specs.make_autoscaler_spec(cluster, minimum, maximum)
     try:

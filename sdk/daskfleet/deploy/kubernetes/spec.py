@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -252,15 +253,17 @@ def make_worker_group_spec(cluster: str, worker_group: str, worker: Spec) -> Spe
     }
 
 
-def make_autoscaler_spec(cluster: str, minimum: int, maximum: int) -> Spec:
+def make_autoscaler_spec(cluster: str, minimum: int, maximum: float) -> Spec:
     """A DaskAutoscaler resource that keeps `cluster` between `minimum` and `maximum` workers."""
     if not 0 <= minimum <= maximum:
         raise ValueError(f"adapt(minimum={minimum}, maximum={maximum}): 0 <= minimum <= maximum is needed")
+    if math.isinf(maximum):
+        raise ValueError("adapt(maximum=inf): a Kubernetes cluster is not endless; say how many workers are the limit")
     return {
         "apiVersion": API_VERSION,
         "kind": "DaskAutoscaler",
         "metadata": {"name": cluster, "labels": {CLUSTER_LABEL: cluster}},
-        "spec": {"cluster": cluster, "minimum": minimum, "maximum": maximum},
+        "spec": {"cluster": cluster, "minimum": int(minimum), "maximum": int(maximum)},
     }
 
 
