@@ -424,6 +424,8 @@ def test_liveness_fails_when_the_watches_are_dead_and_heals(
 
 
 def test_metrics_are_prometheus_text(lab: Namespace, running: OperatorProcess) -> None:
+    lab.apply(cluster_manifest("counted", 0))
+    eventually(lambda: lab.get("dsk", "counted").get("status", {}).get("phase"), "a phase")
     code, text = running.http("/metrics")
     assert code == 200
     for name in ("reconcile_seconds_bucket", "queue_depth", "api_requests_total", "clusters{", "leader 1"):
