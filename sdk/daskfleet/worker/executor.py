@@ -26,6 +26,7 @@ from daskfleet.protocol.serialize import Serialized, dumps, dumps_by_value, load
 from daskfleet.protocol.spec import evaluate
 from daskfleet.worker.context import context
 from daskfleet.worker.machine import Inline, Task
+from daskfleet.worker.spill import OnDisk
 
 if TYPE_CHECKING:
     from daskfleet.worker.server import Worker
@@ -164,7 +165,7 @@ class Executor:
             if function is None:
                 function = self._functions[task.function] = pickle.loads(task.function)
             args, kwargs = loads(task.payload)
-            values = [loads(value.value) if type(value) is Inline else value for value in task.inputs]
+            values = [_input(value) for value in task.inputs]
             value = evaluate(function, args, kwargs, values)
             del args, kwargs, values
             if inspect.iscoroutine(value):
@@ -172,6 +173,12 @@ class Executor:
             return success(task, value, time.perf_counter() - started)
         except BaseException as error:
             return failure(task, error, time.perf_counter() - started)
+
+
+def _input(value: Any) -> Any:
+    if type(value) is Inline:
+        return loads(value.value)
+    return value.load() if type(value) is OnDisk else value
 
 
 def success(task: Task, value: Any, seconds: float) -> Success:

@@ -85,8 +85,13 @@ def exposition(worker: Worker, latency: float | None) -> Exposition:
     numbers = {name: states.count(state) for name, state in tasks.items()}
     out.gauges("tasks", "Number of tasks at the worker, by state.", "state", {"memory": len(machine.data)} | numbers)
     out.gauge("threads", "Number of worker threads.", worker.nthreads)
-    managed, resident = sum(machine.sizes.values()), psutil.Process().memory_info().rss
-    memory = {"managed": managed, "unmanaged": max(resident - managed, 0)}
+    stored = worker.stored
+    managed = stored.memory_bytes if stored is not None else sum(machine.sizes.values())
+    memory = {
+        "managed": managed,
+        "unmanaged": max(psutil.Process().memory_info().rss - managed, 0),
+        "spilled": stored.disk_bytes if stored is not None else 0,
+    }
     out.gauges("memory_bytes", "Memory of the worker's process, by what it is used for.", "type", memory)
     out.gauge("memory_limit_bytes", "Memory the worker may use; 0 without a limit.", worker.memory_limit or 0)
     out.gauge("transfer_incoming_count", "Number of keys that are being fetched from peers.", len(machine.fetches))

@@ -303,9 +303,9 @@ class WorkerMachine:
 
     def put(self, id: int, key: Key, value: Any, nbytes: int) -> None:
         """Keep data; whoever puts it tells the scheduler."""
+        self.sizes[id] = nbytes  # before the value: where it is kept may depend on it
         self.data[id] = value
         self.keys[id] = key
-        self.sizes[id] = nbytes
 
     def arrived(self, address: str, asked: list[int], found: Iterable[tuple[int, Key, Any, int]]) -> None:
         """`address` has answered the `gather` of `asked`; what it did not send it does not have."""

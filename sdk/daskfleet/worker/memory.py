@@ -33,6 +33,15 @@ class Thresholds:
 
         return cls(read("target", 0.6), read("spill", 0.7), read("pause", 0.8), read("terminate", 0.95))
 
+    @staticmethod
+    def max_spill() -> int | None:
+        """Bytes that may be spilled at most (``distributed.worker.memory.max-spill``), None without a limit."""
+        import dask
+        from dask.utils import parse_bytes
+
+        value = dask.config.get("distributed.worker.memory.max-spill", None)
+        return None if value is None or value is False else int(parse_bytes(value))
+
 
 class MemoryMonitor:
     """Decides, from the process's memory, when to spill and when to pause. No I/O: call `look` now and then.

@@ -20,13 +20,12 @@ from typing import Any
 from daskfleet import system
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.worker.link import AGAIN, Lines, NannyPlugins, say
+from daskfleet.worker.memory import Thresholds
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between looks at the worker's memory.
 WATCH = 0.2
-#: Share of the memory limit above which the worker is ended (``distributed.worker.memory.terminate``).
-TERMINATE = 0.95
 #: Seconds between a worker's death and the next attempt: doubled with each death in a row, up to the last.
 BACKOFF = (0.05, 10.0)
 #: Seconds that a worker may take to hand over its data when told to stop.
@@ -51,6 +50,7 @@ class Nanny:
         self.options = {"scheduler_address": scheduler_address, **options}
         nthreads = options.get("nthreads") or system.cpu_count()
         self.memory_limit = system.parse_memory_limit(options.get("memory_limit", "auto"), nthreads)
+        self._terminate = Thresholds.configured().terminate or 0.0
         self.env = env or {}
         self.status = "init"
         self.pid: int | None = None
@@ -251,17 +251,17 @@ class Nanny:
         await say(pipe, {"number": message["number"], "error": error})
 
     async def _watch_memory(self, pid: int) -> None:
-        if not self.memory_limit:
+        if not self.memory_limit or not self._terminate:
             return
         page, statm = os.sysconf("SC_PAGE_SIZE"), Path(f"/proc/{pid}/statm")
         while statm.exists():
             await asyncio.sleep(WATCH)
             with contextlib.suppress(OSError, IndexError):
                 resident = int(statm.read_text().split()[1]) * page
-                if resident > TERMINATE * self.memory_limit:
+                if resident > self._terminate * self.memory_limit:
                     logger.warning(
                         "worker %s (pid %d) uses %.2f GB, over %d %% of its limit of %.2f GB: killing it",
-                        self.name, pid, resident / 1e9, TERMINATE * 100, self.memory_limit / 1e9,
+                        self.name, pid, resident / 1e9, self._terminate * 100, self.memory_limit / 1e9,
                     )  # fmt: skip
                     os.kill(pid, signal.SIGKILL)
                     return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -20,17 +21,21 @@ from daskfleet.exceptions import DaskfleetError
 from daskfleet.functions import run_function
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
-from daskfleet.protocol.serialize import Serialized, dumps, loads
+from daskfleet.protocol.serialize import Serialized, dumps, join, loads
 from daskfleet.security import Security
 from daskfleet.worker import context
 from daskfleet.worker.executor import Again, Executor, Failed, Outcome, Success, Suspended, failure, size_of, success
 from daskfleet.worker.machine import Task, WorkerMachine
+from daskfleet.worker.memory import MemoryMonitor, Thresholds, resident_memory
 from daskfleet.worker.plugins import WorkerPlugins
+from daskfleet.worker.spill import OnDisk, SpillBuffer
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between heartbeats.
 HEARTBEAT = 0.5
+#: Seconds between looks at our memory (``distributed.worker.memory.monitor-interval``).
+LOOK = 0.2
 #: Seconds between attempts to reach the scheduler: it may be started after us.
 RETRY = 0.1
 #: Seconds that the first attempt waits for an answer; each that got none makes the next one wait half as long again.
@@ -109,6 +114,7 @@ class Worker:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._finished = asyncio.Event()
         self._started = time.time()
+        self.stored: SpillBuffer | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.nanny: Any = None  # what `daskfleet.worker.process` gives it, to reach the nanny that watches over it
         self.plugins = WorkerPlugins(self)
@@ -146,11 +152,33 @@ class Worker:
             from daskfleet.worker.http import serve
 
             self._http = await serve(self, self.dashboard_address)
+        self._set_up_memory(Path(self._folder.name))
         await self._join()
         context.workers.append(self)
         self.status = "running"
         self._spawn(self._beat())
         return self
+
+    def _set_up_memory(self, folder: Path) -> None:
+        if not self.memory_limit:
+            return
+        thresholds = Thresholds.configured()
+        target = int(thresholds.target * self.memory_limit) if thresholds.target else sys.maxsize
+        self.stored = SpillBuffer(folder, target, self.machine.sizes, Thresholds.max_spill())
+        self.machine.data = self.stored
+        self._spawn(self._watch_memory(MemoryMonitor(self.memory_limit, thresholds, self.stored.evict)))
+
+    async def _watch_memory(self, monitor: MemoryMonitor) -> None:
+        while self.status != "closed":
+            await asyncio.sleep(LOOK)
+            paused = monitor.look(resident_memory())
+            if paused != self.machine.paused:
+                used = 100 * resident_memory() // monitor.limit
+                logger.warning("%s: %d %% of the memory limit is in use", "pausing" if paused else "resuming", used)
+                self.machine.paused = paused
+                if self._scheduler is not None and self.status == "running":
+                    self._scheduler.send(("status", "paused" if paused else "running"))
+                self._advance()
 
     def __await__(self) -> Generator[Any, None, Worker]:
         return self.start().__await__()
@@ -284,6 +312,7 @@ class Worker:
             return
         logger.warning("lost the scheduler at %s; trying to reach it again", self.scheduler_address)
         self._scheduler = None
+        self.scheduler_id = ""  # until we have joined again
         self.machine.forget_tasks()
         self._spawn(self._rejoin())
 
@@ -419,16 +448,16 @@ class Worker:
         self._advance()
 
     async def _beat(self) -> None:
-        import psutil
-
-        process = psutil.Process()
+        last_time, last_used = time.monotonic(), sum(os.times()[:2])
         while self.status != "closed":
             machine = self.machine
-            with process.oneshot():
-                memory, cpu = process.memory_info().rss, process.cpu_percent()
+            now, used = time.monotonic(), sum(os.times()[:2])
+            cpu = 100 * (used - last_used) / max(now - last_time, 0.01)
+            last_time, last_used = now, used
             if self._scheduler is not None:
                 metrics = {
-                    "memory": memory,
+                    "memory": resident_memory(),
+                    "spilled": self.stored.disk_bytes if self.stored is not None else 0,
                     "cpu": cpu,
                     "executing": machine.executing,
                     "ready": len(machine.tasks) - machine.executing,
@@ -505,6 +534,8 @@ class Worker:
 
 
 async def _dumps(value: Any, size: int) -> Serialized:
+    if type(value) is OnDisk:
+        return join(value.serialized())
     return await asyncio.to_thread(dumps, value) if size > OFFLOAD else dumps(value)
 
 

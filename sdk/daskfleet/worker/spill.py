@@ -28,12 +28,16 @@ _COUNT = struct.Struct("<I")
 
 
 class OnDisk:
-    """A spilled value: `load` gives the object, `serialized` the bytes that travel."""
+    """A spilled value: `load` gives the object, `serialized` the bytes that travel. Its file goes when it goes."""
 
     __slots__ = ("nbytes", "path")
 
     def __init__(self, path: Path, nbytes: int) -> None:
         self.path, self.nbytes = path, nbytes
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.unlink()  # whoever has it mapped keeps it
 
     def serialized(self) -> Serialized:
         """The value as it would travel; large parts are views of the file."""
@@ -83,6 +87,10 @@ class SpillBuffer(MutableMapping[int, Any]):
     def __setitem__(self, id: int, value: Any) -> None:
         if id in self:
             del self[id]
+        if type(value) is OnDisk:  # it was taken out under another id
+            self._slow[id] = value
+            self.disk_bytes += value.nbytes
+            return
         self._fast[id] = value
         self.memory_bytes += self._sizes[id]
         while self.memory_bytes > self._target and self.evict():
@@ -101,10 +109,7 @@ class SpillBuffer(MutableMapping[int, Any]):
             self._stuck.discard(id)
             self.memory_bytes -= self._sizes[id]
             return
-        file = self._slow.pop(id)
-        self.disk_bytes -= file.nbytes
-        with contextlib.suppress(OSError):
-            file.path.unlink()  # whoever has it mapped keeps it
+        self.disk_bytes -= self._slow.pop(id).nbytes
 
     def __contains__(self, id: object) -> bool:
         return id in self._fast or id in self._slow
