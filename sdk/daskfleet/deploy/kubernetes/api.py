@@ -40,8 +40,10 @@ class Event:
 
 
 def resource_path(kind: str, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
-    """The API path of a kind of ours (``DaskCluster``) or of the core group by plural (``pods``)."""
+    """The API path of a kind of ours (``DaskCluster``), of a Deployment, or of the core group by plural (``pods``)."""
     root, plural = ("/apis/" + API_VERSION, PLURALS[kind]) if kind in PLURALS else ("/api/v1", kind)
+    if kind == "Deployment":
+        root, plural = "/apis/apps/v1", "deployments"
     parts = [root] + (["namespaces", quote(namespace, safe="")] if namespace else []) + [plural]
     parts += [quote(name, safe="")] if name else []
     parts += [subresource] if subresource else []

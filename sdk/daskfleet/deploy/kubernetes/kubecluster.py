@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Self
 
 from daskfleet.deploy.cluster import Cluster, Log, Logs, Status
-from daskfleet.deploy.kubernetes import lifecycle
+from daskfleet.deploy.kubernetes import fixed, lifecycle
 from daskfleet.deploy.kubernetes import spec as specs
 from daskfleet.deploy.kubernetes.api import Api, load_library
 from daskfleet.deploy.kubernetes.errors import (
@@ -28,6 +29,8 @@ from daskfleet.deploy.kubernetes.errors import (
 from daskfleet.deploy.kubernetes.link import Link
 from daskfleet.deploy.kubernetes.progress import Progress
 from daskfleet.deploy.kubernetes.spec import Env, Spec
+
+logger = logging.getLogger(__name__)
 
 # Seconds that `close` waits for the garbage collector to reach the pods; it will, also without us.
 CLOSE_PATIENCE = 5.0
@@ -43,6 +46,9 @@ class CreateMode(Enum):
 
 class KubeCluster(Cluster):
     """A Dask cluster on Kubernetes, made and scaled by daskfleet's operator.
+
+    A cluster of this `name` that a Helm chart has installed (daskfleet's, or dask's own ``dask`` chart) is found as
+    well: it is scaled by its worker Deployment, adapted from this session, and never deleted.
 
     Every default comes from dask's configuration ``kubernetes.*`` (``kubernetes.image``, ``kubernetes.worker-command``
     …) where that says something. Returns as soon as the scheduler answers; workers start meanwhile
@@ -144,6 +150,7 @@ class KubeCluster(Cluster):
         self._forward_port = int(_configured("scheduler-forward-port", scheduler_forward_port, 0) or 0)
         self._context = context
         self._link: Link | None = None
+        self._fixed: fixed.Fixed | None = None
         self._made = False
         if name is not None:
             name, self.namespace = lifecycle.split(name, self.namespace)
@@ -197,12 +204,17 @@ class KubeCluster(Cluster):
         await asyncio.to_thread(load_library)
         api = await Api.connect(self._context)
         self.namespace = self.namespace or api.namespace
-        link = self._link = Link(api, self.namespace, self.name, forward=self._forward, comm_port=self._forward_port)
+        wants_new = self.create_mode is CreateMode.CREATE_ONLY
+        self._fixed = None if wants_new else await fixed.find_fixed(api, self.namespace, self.name)
+        link = self._link = Link(
+            api, self.namespace, self.name, forward=self._forward, comm_port=self._forward_port, fixed=self._fixed
+        )
         await link.open()
         with Progress(link.view, quiet=self.quiet):
             try:
                 async with asyncio.timeout(self.resource_timeout) as deadline:
-                    await self._create_or_find(link)
+                    if self._fixed is None:
+                        await self._create_or_find(link)
                     self._info = await link.reach()
             except TimeoutError:
                 if not deadline.expired():
@@ -243,7 +255,7 @@ class KubeCluster(Cluster):
         if link is None:
             return
         try:
-            mine = self._made if self.status is Status.failed else self.shutdown_on_close
+            mine = self._made if self.status is Status.failed else self.shutdown_on_close and self._fixed is None
             if mine and self.namespace is not None:
                 uid = link.view.cluster["metadata"]["uid"] if link.view.cluster else None
                 await lifecycle.delete_cluster(link.api, self.namespace, self.name, uid)
@@ -276,12 +288,19 @@ class KubeCluster(Cluster):
 
     async def _scale(self, n: int, worker_group: str = "default") -> None:
         link = self._connected()
+        if self._fixed is not None:
+            return await fixed.scale(link, self._fixed.deployment(worker_group), n)
         group = specs.group_name(self.name, worker_group)
         if worker_group == "default" and group not in link.view.groups:  # the operator is about to make it
             async with asyncio.timeout(self.resource_timeout):
                 await link.view.wait_until(lambda: group in link.view.groups)
         scaled = await lifecycle.scale_group(link.api, link.namespace, self.name, n, worker_group)
         link.view.note("DaskWorkerGroup", scaled)
+
+    async def _scale_down(self, names: list[str]) -> None:
+        if self._fixed is None:
+            return await super()._scale_down(names)
+        await fixed.scale_down(self._connected(), names)
 
     def adapt(self, minimum: int = 0, maximum: int | float = 10, *, enabled: bool = True, **options: Any) -> Any:
         """Let the operator scale the default worker group with the load; it goes on when this session has ended.
@@ -293,9 +312,19 @@ class KubeCluster(Cluster):
         enabled
             False ends it, and so does `scale`.
         """
+        if self._fixed is not None:
+            return self._adapt_from_here(minimum, maximum, enabled, options)
         if options:
             raise TypeError(f"the operator decides {', '.join(options)}: adapt takes minimum, maximum and enabled")
         return self.sync(self._adapt if enabled else self._delete_autoscaler, *((minimum, maximum) if enabled else ()))
+
+    def _adapt_from_here(self, minimum: int, maximum: float, enabled: bool, options: dict[str, Any]) -> Any:
+        if enabled:
+            logger.warning("no operator made cluster %s: it is adapted from this session, and only as long", self.name)
+            return super().adapt(minimum, maximum, **options)
+        if self._adaptive is not None:
+            self._adaptive.stop()
+        return None
 
     async def _adapt(self, minimum: int, maximum: float) -> None:
         link = self._connected()
@@ -405,7 +434,10 @@ class KubeCluster(Cluster):
 
     async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: bool = True) -> Logs:
         link = self._connected()
-        logs = await lifecycle.read_logs(link.api, link.namespace, self.name, scheduler=scheduler, workers=workers)
+        layout = self._fixed.layout if self._fixed else fixed.OURS
+        logs = await lifecycle.read_logs(
+            link.api, link.namespace, self.name, scheduler=scheduler, workers=workers, layout=layout
+        )
         if cluster:
             conditions = ((link.view.cluster or {}).get("status") or {}).get("conditions") or []
             told = [f"{c['type']}={c['status']} {c.get('reason')}: {c.get('message')}" for c in conditions]

@@ -26,6 +26,7 @@ from daskfleet.deploy.kubernetes.errors import (
     InvalidManifest,
     OperatorMissing,
 )
+from daskfleet.deploy.kubernetes.fixed import OURS, Layout
 
 if TYPE_CHECKING:
     from daskfleet.deploy.kubernetes.kubecluster import KubeCluster
@@ -248,7 +249,14 @@ async def delete_group(api: Api, namespace: str, cluster: str, name: str) -> Non
 
 
 async def read_logs(
-    api: Api, namespace: str, cluster: str, *, scheduler: bool = True, workers: bool = True, lines: int | None = None
+    api: Api,
+    namespace: str,
+    cluster: str,
+    *,
+    scheduler: bool = True,
+    workers: bool = True,
+    lines: int | None = None,
+    layout: Layout = OURS,
 ) -> Logs:
     """The logs of a cluster's pods, the scheduler's first.
 
@@ -256,14 +264,19 @@ async def read_logs(
     ----------
     lines
         Only so many of each pod's last lines.
+    layout
+        How the cluster's pods are labelled.
     """
+    label = layout.component_label
     wanted = [component for component, yes in (("scheduler", scheduler), ("worker", workers)) if yes]
+    if not wanted:
+        return Logs()
     listing = await api.get(
         resource_path("pods", namespace),
-        labelSelector=f"{specs.CLUSTER_LABEL}={cluster},{specs.COMPONENT_LABEL} in ({','.join(wanted)})",
+        labelSelector=f"{layout.selector(cluster)},{label} in ({','.join(wanted)})",
     )
-    pods = [item["metadata"] for item in listing["items"]] if wanted else []
-    names = [pod["name"] for pod in sorted(pods, key=lambda pod: (pod["labels"][specs.COMPONENT_LABEL], pod["name"]))]
+    pods = [item["metadata"] for item in listing["items"]]
+    names = [pod["name"] for pod in sorted(pods, key=lambda pod: (pod["labels"][label], pod["name"]))]
 
     async def read(pod: str) -> Log:
         try:

@@ -27,6 +27,7 @@ from daskfleet.deploy.kubernetes.errors import (
     OperatorMissing,
     StartFailed,
 )
+from daskfleet.deploy.kubernetes.fixed import Fixed
 from daskfleet.deploy.kubernetes.forward import PortForward
 from daskfleet.deploy.kubernetes.spec import COMM_PORT, HTTP_PORT
 from daskfleet.deploy.kubernetes.view import Object, View
@@ -50,6 +51,8 @@ class Link:
         Whether to forward ports: None to decide by where this process runs.
     comm_port
         Local port for the scheduler's, 0 for a free one.
+    fixed
+        What the cluster is made of, if no operator made it.
 
     Attributes
     ----------
@@ -59,11 +62,21 @@ class Link:
         Known after `reach`.
     """
 
-    def __init__(self, api: Api, namespace: str, name: str, *, forward: bool | None = None, comm_port: int = 0) -> None:
+    def __init__(
+        self,
+        api: Api,
+        namespace: str,
+        name: str,
+        *,
+        forward: bool | None = None,
+        comm_port: int = 0,
+        fixed: Fixed | None = None,
+    ) -> None:
         self.api = api
         self.namespace = namespace
         self.name = name
-        self.view = View(api, namespace, name)
+        self.fixed = fixed
+        self.view = View(api, namespace, name, fixed)
         self.scheduler_address = ""
         self.http_address = ""
         self.token: str | None = None
@@ -218,12 +231,15 @@ class Link:
     async def _endpoint(self) -> Endpoint:
         service = f"{self.name}-scheduler"
         if self._forwards is None:
+            if self.fixed is not None:  # charts differ in the Service's name and ports; in the pod's they agree
+                pod = await self.view.wait_until(self.view.running_scheduler)
+                return Endpoint(pod["status"]["podIP"], COMM_PORT, HTTP_PORT)
             return connect.in_cluster_endpoint(service, self.namespace)
         comm, http = self._forwards
         forwarded = Endpoint("127.0.0.1", comm.local_port, http.local_port)
         spec = ((self.view.cluster or {}).get("spec") or {}).get("scheduler") or {}
         kind = (spec.get("service") or {}).get("type", "ClusterIP")
-        if kind == "ClusterIP" or self._forward:
+        if kind == "ClusterIP" or self._forward or self.fixed is not None:
             return forwarded
         return await self._public_endpoint(service, kind) or forwarded
 
@@ -271,6 +287,33 @@ class Link:
     async def log(self, pod: str, **params: Any) -> str:
         """The log of a pod; parameters as in the API (``tailLines``, ``previous``)."""
         return await self.api.text(resource_path("pods", self.namespace, pod, "log"), **params)
+
+    async def retire(self, names: list[str]) -> dict[str, Any]:
+        """Have the scheduler move these workers' data away and give them no more work.
+
+        Returns
+        -------
+        dict
+            ``{address: identity}`` of those that did.
+
+        Raises
+        ------
+        OSError
+            If the scheduler does not answer, or cannot do it.
+        """
+        import aiohttp
+
+        url = f"{self.http_address}/api/v1/retire_workers"
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        body = {"names": names}
+        try:
+            async with self._session.post(url, json=body, headers=headers) as response:
+                if response.status != 200:
+                    raise OSError(f"POST {url} answers {response.status}")
+                retired: dict[str, Any] = await response.json()
+                return retired
+        except aiohttp.ClientError as error:
+            raise OSError(f"POST {url}: {error}") from None
 
     async def fetch(self, path: str, **query: Any) -> Any:
         """GET JSON from the scheduler. Raises OSError when it does not answer."""

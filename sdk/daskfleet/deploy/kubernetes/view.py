@@ -1,7 +1,8 @@
-"""One cluster as the API server shows it: `View`, kept up to date by three selective watches.
+"""One cluster as the API server shows it: `View`, kept up to date by selective watches.
 
 All waiting in the SDK is waiting for this view to change, so nothing is ever polled, and what an error says is what was
-seen last. The watches select the one DaskCluster by name, and pods and worker groups by the cluster's label.
+seen last. The watches select the one DaskCluster by name, and pods and worker groups by the cluster's label; of a
+cluster that no operator made, there is no DaskCluster, and its groups are Deployments.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from daskfleet.deploy.kubernetes import diagnosis
 from daskfleet.deploy.kubernetes.api import Api, resource_path
 from daskfleet.deploy.kubernetes.errors import ApiError
-from daskfleet.deploy.kubernetes.spec import CLUSTER_LABEL, COMPONENT_LABEL
+from daskfleet.deploy.kubernetes.fixed import OURS, Fixed
 
 T = TypeVar("T")
 Object = dict[str, Any]
@@ -22,36 +23,44 @@ Object = dict[str, Any]
 class View:
     """The DaskCluster `name`, its worker groups and its pods.
 
+    Parameters
+    ----------
+    fixed
+        What the cluster is made of, if no operator made it.
+
     Attributes
     ----------
     cluster
         The DaskCluster, None when there is none.
     groups, pods
-        By name.
+        DaskWorkerGroups (or Deployments) and pods by name.
     synced
         Whether all have been listed.
     """
 
-    def __init__(self, api: Api, namespace: str, name: str) -> None:
+    def __init__(self, api: Api, namespace: str, name: str, fixed: Fixed | None = None) -> None:
         self._api = api
         self.namespace = namespace
         self.name = name
         self.cluster: Object | None = None
         self.groups: dict[str, Object] = {}
         self.pods: dict[str, Object] = {}
-        self._unsynced = {"DaskCluster", "DaskWorkerGroup", "pods"}
+        self._layout = fixed.layout if fixed else OURS
+        mine = {"labels": self._layout.selector(name)}
+        workers = {"labels": f"{mine['labels']},{self._layout.component_label}=worker"}
+        self._watched = (
+            {"Deployment": workers, "pods": mine}
+            if fixed
+            else {"DaskCluster": {"fields": f"metadata.name={name}"}, "DaskWorkerGroup": mine, "pods": mine}
+        )
+        self._unsynced = set(self._watched)
         self._error: ApiError | None = None
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Open the watches; `close` ends them."""
-        mine = {"labels": f"{CLUSTER_LABEL}={self.name}"}
-        for kind, selector in (
-            ("DaskCluster", {"fields": f"metadata.name={self.name}"}),
-            ("DaskWorkerGroup", mine),
-            ("pods", mine),
-        ):
+        for kind, selector in self._watched.items():
             self._tasks.append(asyncio.get_running_loop().create_task(self._follow(kind, selector)))
 
     async def close(self) -> None:
@@ -149,15 +158,18 @@ class View:
 
     def replicas(self) -> int:
         """Workers that all groups together are to have."""
-        return sum(int(group["spec"]["worker"].get("replicas") or 0) for group in self.groups.values())
+        specs = (group["spec"].get("worker") or group["spec"] for group in self.groups.values())
+        return sum(int(spec.get("replicas") or 0) for spec in specs)
 
     def _component(self, component: str) -> list[Object]:
-        return [pod for pod in self.pods.values() if pod["metadata"]["labels"].get(COMPONENT_LABEL) == component]
+        label = self._layout.component_label
+        return [pod for pod in self.pods.values() if pod["metadata"]["labels"].get(label) == component]
 
     def problems(self, *, workers: bool = True) -> list[diagnosis.Problem]:
         """What keeps the cluster from starting, the certain things first."""
         pods = [pod for pod in [self.scheduler(), *(self.workers() if workers else [])] if pod is not None]
         found = [*map(diagnosis.pod_problem, pods), diagnosis.resource_problem(self.cluster)]
         if workers:
-            found += map(diagnosis.resource_problem, self.groups.values())
+            groups = (group for group in self.groups.values() if "worker" in group["spec"])
+            found += map(diagnosis.resource_problem, groups)
         return sorted((problem for problem in found if problem is not None), key=lambda problem: not problem.certain)

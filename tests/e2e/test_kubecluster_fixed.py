@@ -1,0 +1,96 @@
+"""Clusters that no operator made: plain Deployments, labelled as daskfleet's chart and as dask's own chart do it."""
+
+import functools
+import json
+import secrets
+import time
+
+import kubeclusters as bed
+import pytest
+from daskfleet import KubeCluster
+
+square = functools.partial(pow, exp=2)  # a function that pods have, too
+
+LABELS = {
+    "daskfleet": lambda release, component: {"dask.org/cluster-name": release, "dask.org/component": component},
+    "dask": lambda release, component: {"app": "dask", "release": release, "component": component},
+}
+
+
+def deployment(name, labels, args, env, replicas=1):
+    """A Deployment of one container that runs `args`."""
+    ports = [{"name": "http", "containerPort": 8787}]
+    container = {"name": "main", "image": bed.DEFAULT_IMAGE, "args": args, "env": env, "ports": ports}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
+        },
+    }
+
+
+@pytest.fixture(params=sorted(LABELS))
+def release(request, cluster_with_images, namespace):
+    """Install a scheduler and two workers as a chart would; return the release's name."""
+    name, labels = "rel", LABELS[request.param]
+    token = [{"name": "DASKFLEET_TOKEN", "value": secrets.token_hex(32)}]
+    address = [{"name": "DASK_SCHEDULER_ADDRESS", "value": f"tcp://{name}-scheduler.{namespace}.svc:8786"}]
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": f"{name}-scheduler", "labels": labels(name, "scheduler")},
+        "spec": {"selector": labels(name, "scheduler"), "ports": [{"name": "tcp-comm", "port": 8786}]},
+    }
+    items = [
+        deployment(f"{name}-scheduler", labels(name, "scheduler"), ["dask-scheduler"], token),
+        deployment(f"{name}-worker", labels(name, "worker"), ["dask-worker"], token + address, replicas=2),
+        service,
+    ]
+    listing = {"apiVersion": "v1", "kind": "List", "items": items}
+    cluster_with_images.kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(listing))
+    return name
+
+
+def eventually(look, timeout=40):
+    deadline = time.monotonic() + timeout
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"not within {timeout} s"
+        time.sleep(0.05)
+    return found
+
+
+def test_it_is_found_scaled_without_loss_adapted_and_never_deleted(release, namespace, cluster_with_images):
+    kubectl = cluster_with_images.kubectl
+
+    def replicas():
+        listing = json.loads(kubectl("-n", namespace, "get", "deployment", f"{release}-worker", "-o", "json"))
+        return listing["spec"]["replicas"]
+
+    with KubeCluster(name=release, namespace=namespace) as cluster, cluster.get_client() as client:
+        cluster.wait_for_workers(2, timeout=40)
+        assert client.submit(square, 6).result() == 36
+        cluster.scale(4)
+        cluster.wait_for_workers(4, timeout=40)
+        kept = client.map(square, range(40))
+        client.gather(kept)
+        runs = {future.key for future in kept}
+        cluster.scale(1)
+        eventually(lambda: len(cluster.requested) == 1 and len(cluster.scheduler_info["workers"]) == 1)
+        assert client.gather(kept) == [x * x for x in range(40)] and len(runs) == 40
+        adaptive = cluster.adapt(minimum=0, maximum=3, interval=0.1, wait_count=2)
+        futures = client.map(time.sleep, [2 + i / 1000 for i in range(30)])
+        eventually(lambda: replicas() == 3)
+        client.cancel(futures)
+        del futures, kept
+        eventually(lambda: replicas() == 0)
+        adaptive.stop()
+        logs = cluster.get_logs()
+        assert any(name.startswith(f"{release}-scheduler") for name in logs)
+    assert replicas() == 0  # closed, and still there
+    again = KubeCluster.from_name(release, namespace=namespace)
+    assert again.scheduler_address.startswith("tcp://127.0.0.1:")
+    again.close()
