@@ -47,7 +47,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
                 cluster.up()
                 project.apply_definitions(cluster)
                 if "cluster_with_images" in wanted:
-                    images.provide(cluster)
+                    images.provide(cluster, *([images.NOTEBOOK] if "notebook_image" in wanted else []))
         except (NoKubernetes, ClusterError) as error:
             session.config.stash[CLUSTER] = str(error)
         else:
@@ -77,6 +77,12 @@ def kubernetes_api(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 def cluster_with_images(kubernetes_api: Cluster) -> Cluster:
     """The same cluster, with this working tree's images on it."""
     return kubernetes_api
+
+
+@pytest.fixture(scope="session")
+def notebook_image(cluster_with_images: Cluster) -> str:
+    """The image with JupyterLab, built and on the cluster where a test asks for it."""
+    return images.NOTEBOOK.tag
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,8 @@ class Image:
 
     name: str
     sources: tuple[str, ...]
+    on: Image | None = None
+    """The image of ours that it builds on; given to its Containerfile as an argument in capitals."""
 
     @property
     def tag(self) -> str:
@@ -62,11 +64,13 @@ IMAGES = (
     Image("runtime", (*COMMON, "images/runtime")),
     Image("operator", (*COMMON, "images/operator", "operator/daskfleet_operator")),
 )
+NOTEBOOK = Image("notebook", (*IMAGES[0].sources, "images/notebook"), on=IMAGES[0])
+"""For the fixed cluster's chart alone, so only its tests ask for it."""
 
 
-def provide(cluster: Cluster) -> None:
-    """Make the cluster hold every image as the working tree has it; quick when nothing has changed."""
-    for image in IMAGES:
+def provide(cluster: Cluster, *more: Image) -> None:
+    """Make the cluster hold IMAGES, and more, as the working tree has them; quick when nothing has changed."""
+    for image in (*IMAGES, *more):
         if os.environ.get("DASKFLEET_IMAGES") != "present":
             build(image, cluster.builder)
         found = inspect(image.tag, cluster.builder)
@@ -77,7 +81,7 @@ def provide(cluster: Cluster) -> None:
 
 def status(cluster: Cluster) -> Iterator[str]:
     """A line on each image: its size, and whether it is up to date and on the cluster."""
-    for image in IMAGES:
+    for image in (*IMAGES, NOTEBOOK):
         found = inspect(image.tag, cluster.builder)
         if found is None:
             yield f"{image.tag}: not built"
@@ -97,6 +101,8 @@ def build(image: Image, builder: str) -> None:
     with step(f"building {image.tag}"), build_secrets() as secrets:
         arguments = ["--build-arg", f"BASE={base}", "--build-arg", f"PINS={' '.join(pins())}"]
         arguments += ["--build-arg", f"INPUTS={wanted}"]
+        if image.on:
+            arguments += ["--build-arg", f"{image.on.name.upper()}={image.on.tag}"]
         arguments += ["--label", f"{INPUTS}={wanted}", "-f", f"images/{image.name}/Containerfile", "-t", image.tag]
         for name, path in secrets.items():
             arguments += ["--secret", f"id={name},src={path}"]
