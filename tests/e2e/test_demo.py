@@ -1,7 +1,5 @@
 """What ``make demo`` shows is true: the sample, the job, and the scaling by kubectl."""
 
-import json
-
 import pytest
 
 from tests.cluster import Cluster, demo
@@ -14,6 +12,8 @@ def test_the_job_runs_and_kubectl_scales(
     assert capfd.readouterr().out.count("pandas agrees") == 3
     demo.scale(operator_in_cluster, namespace)
     assert capfd.readouterr().out.count("has joined after") == demo.MORE_WORKERS - demo.WORKERS
-    selected = ["-l", f"dask.org/cluster-name={demo.NAME},dask.org/component=worker"]
-    pods = json.loads(operator_in_cluster.kubectl("-n", namespace, "get", "pods", *selected, "-o", "json"))["items"]
-    assert len([pod for pod in pods if pod["status"]["phase"] == "Running"]) == demo.MORE_WORKERS
+    selected = ["-n", namespace, "pods", "-l", f"dask.org/cluster-name={demo.NAME},dask.org/component=worker"]
+    # The kubelet tells that a container runs up to a second after it does.
+    running = "--for=jsonpath={.status.phase}=Running"
+    waited = operator_in_cluster.kubectl("wait", running, *selected, "--timeout=30s", "-o", "name")
+    assert len(waited.split()) == demo.MORE_WORKERS
