@@ -24,11 +24,13 @@ from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized, dumps, join, loads
 from daskfleet.security import Security
 from daskfleet.worker import context
+from daskfleet.worker.actors import Actors
 from daskfleet.worker.executor import Again, Executor, Failed, Outcome, Success, Suspended, failure, size_of, success
 from daskfleet.worker.machine import Task, WorkerMachine
 from daskfleet.worker.memory import MemoryMonitor, Thresholds, resident_memory
 from daskfleet.worker.plugins import WorkerPlugins
 from daskfleet.worker.spill import OnDisk, SpillBuffer
+from daskfleet.worker.stopping import Stopping
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +120,7 @@ class Worker:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.nanny: Any = None  # what `daskfleet.worker.process` gives it, to reach the nanny that watches over it
         self.plugins = WorkerPlugins(self)
+        self.actors = Actors(self)
         self.client: Any = None  # of the tasks that use one (`daskfleet.client.current`)
         self.client_lock = threading.Lock()
 
@@ -148,6 +151,7 @@ class Worker:
         self._listener = await listen(self._host, self._port, self._on_peer, scheme=self._scheme, **args)
         self._pool = Pool(self.security.get_connection_args("worker"))
         self._executor = Executor(self.nthreads, loop, self._on_outcomes, self)
+        self._stopping = Stopping(self, self._executor)
         if self.dashboard_address is not None:
             from daskfleet.worker.http import serve
 
@@ -270,7 +274,12 @@ class Worker:
                     patience = min(1.5 * patience, LONGEST_PATIENCE)
                 await asyncio.sleep(RETRY)
         self.address = self._contact_address(connection)
-        await connection.call("register", "worker", self._identity() | {"held": self.machine.offer()}, timeout=30)
+        await connection.call(
+            "register",
+            "worker",
+            self._identity() | {"held": self.machine.offer(), "scheduler": self.scheduler_id or None},
+            timeout=30,
+        )
         self._scheduler = connection
         logger.info("registered with the scheduler at %s as %s (%s)", self.scheduler_address, self.name, self.address)
         self._advance()
@@ -340,6 +349,10 @@ class Worker:
                 case ("plugins", rows):
                     machine.preparing = True
                     self._spawn(self._prepare(rows))
+                case ("stop", ids):
+                    for id in ids:
+                        if (task := machine.tasks.get(id)) is not None:
+                            self._stopping.stop(task)
                 case ("yield", ids):
                     machine.give_back(ids)
                 case ("joined", scheduler_id, ids):
@@ -359,6 +372,8 @@ class Worker:
             assert self._executor is not None
             for task in machine.execute:
                 self._executor.submit(task)
+                if task.timeout is not None:
+                    self._stopping.watch(task)
             machine.execute.clear()
         for address, ids in machine.gather:
             self._spawn(self._gather(address, ids))
@@ -371,6 +386,8 @@ class Worker:
     def _on_outcomes(self, outcomes: list[Outcome]) -> None:
         machine = self.machine
         for outcome in outcomes:
+            if self._stopping.given_up:
+                self._stopping.ended(outcome.task)
             if type(outcome) is Success:
                 machine.finished(
                     outcome.task, outcome.value, outcome.nbytes, outcome.seconds, outcome.kind, outcome.inline
@@ -387,10 +404,12 @@ class Worker:
     async def _run_coroutine(self, suspended: Suspended) -> None:
         task, started = suspended.task, suspended.started
         context.coroutine.set(context.Coroutine(self, task))
+        self._stopping.coroutines[task] = asyncio.current_task()  # type: ignore[assignment]
         try:
             outcome: Outcome = success(task, await suspended.coroutine, time.perf_counter() - started)
         except BaseException as error:
             outcome = failure(task, error, time.perf_counter() - started)
+        self._stopping.coroutines.pop(task, None)
         self._on_outcomes([outcome])
 
     async def _prepare(self, plugins: Sequence[tuple[str, str, bytes]]) -> None:
@@ -414,6 +433,19 @@ class Worker:
             self.machine.forget_tasks()
             self.machine.forget_data()
             await self._rejoin()
+
+    async def replace(self) -> None:
+        """Hand the data over and have the nanny start another process in this one's place."""
+        self.status = "closing"
+        if self._scheduler is not None and not self._scheduler.closed:
+            try:
+                await self._scheduler.call("leave", timeout=25)
+            except (OSError, TimeoutError) as error:
+                logger.warning("leaving without having handed over the data: %s", error)
+        await self._restart()
+
+    async def _call_actor(self, key: Key, name: str, call: Serialized | None) -> Serialized:
+        return await self.actors.ask(key, name, call)
 
     async def _call_plugin_add(self, kind: str, name: str, blob: bytes) -> None:
         await self.plugins.add(kind, name, blob)

@@ -1,0 +1,74 @@
+"""Who is to blame when workers die: the task that kills them, and as far as can be told nobody else."""
+
+from __future__ import annotations
+
+import pickle
+
+from daskfleet.exceptions import KilledWorker
+
+
+def test_a_task_that_kills_its_workers_is_named_and_the_hundreds_sent_ahead_with_it_finish(bench) -> None:
+    b = bench(allowed_failures=3)
+    state = b.state
+    names = iter(range(1000))
+    warm = b.worker("warm")
+    (first,) = b.submit(("work-first",))
+    b.done(warm, first, value=b"result")  # tasks of this kind are known to be short: workers are sent many ahead
+    tasks = b.submit(*((f"work-{i}",) for i in range(200)))
+    assert len(warm.processing) > 10
+    culprit = tasks[100]
+    deaths = 0
+    worker, finished = warm, 0
+    while state.counts["processing"]:
+        if not worker.processing:
+            worker = next(other for other in state.workers.values() if other.processing)
+        ts = next(iter(worker.processing))
+        if ts is culprit:
+            deaths += 1
+            state.remove_worker(worker)
+            worker = b.worker(f"w{next(names)}")
+        else:
+            b.done(worker, ts, value=b"result")
+            finished += 1
+    assert finished == 199
+    assert deaths in (4, 5)  # the first time it stood among many, and nobody knew
+    [(_, exception, _, key)] = b.take(b.client, "erred")
+    error = pickle.loads(exception)
+    assert isinstance(error, KilledWorker) and error.task == culprit.key == key
+    assert all(ts.state == "memory" for ts in tasks if ts is not culprit)
+    assert not state.suspects
+
+
+def test_suspects_are_sent_nothing_ahead(bench) -> None:
+    b = bench()
+    worker = b.worker("a")
+    (first,) = b.submit(("work-first",))
+    b.done(worker, first)
+    b.submit(*((f"work-{i}",) for i in range(50)))
+    assert len(worker.processing) > 2
+    b.state.remove_worker(worker)
+    assert set(b.state.suspects.values()) == {0}
+    other = b.worker("b", nthreads=2)
+    assert len(other.processing) == 2
+
+
+def test_an_expected_end_blames_nobody(bench) -> None:
+    b = bench(allowed_failures=0)
+    worker = b.worker("a")
+    (ts,) = b.submit(("work-1",))
+    b.state.remove_worker(worker, expected=True)
+    b.flush()
+    assert ts.state == "queued" and not b.state.suspects
+    b.worker("b")
+    assert ts.state == "processing"
+
+
+def test_a_suspect_that_only_the_dead_worker_may_run_waits_for_another(bench) -> None:
+    b = bench()
+    worker = b.worker("a")
+    (ts,) = b.submit(("work-1", None, {"workers": ["a"]}))
+    b.state.remove_worker(worker)
+    b.worker("b")
+    assert ts.state == "no-worker"
+    again = b.worker("a")
+    assert ts.worker is again
