@@ -53,35 +53,43 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the benchmark's own node running for the next time")
     arguments = parser.parse_args()
     try:
-        cluster = _cluster()
-        results = _run(cluster, arguments.rounds, arguments.only)
-        if isinstance(cluster, SourceNode) and not arguments.keep:
-            cluster.down()
+        cluster, own = _cluster()
+        try:
+            results = _run(cluster, arguments.rounds, arguments.only)
+        finally:
+            if own and not arguments.keep:
+                with cluster.lock():
+                    cluster.down()
     except (ClusterError, NoKubernetes) as error:
         say(str(error))
         return 1
-    command = (
-        "make bench-kubernetes"
-        if len(sys.argv) == 1
-        else f"python -m tests.benchmarks.kubernetes {' '.join(sys.argv[1:])}"
-    )
-    print(table.text(results, command, cluster.description))
+    words = ["python -m tests.benchmarks.kubernetes", *sys.argv[1:]]
+    print(table.text(results, " ".join(words) if sys.argv[1:] else "make bench-kubernetes", cluster.description))
     return 0
 
 
-def _cluster() -> Cluster:
+def _cluster() -> tuple[Cluster, bool]:
+    """The cluster to use, and whether it is the benchmark's own."""
     cluster = find()
-    if isinstance(cluster, SourceNode) and "DASKFLEET_NODE" not in os.environ:
+    own = isinstance(cluster, SourceNode) and "DASKFLEET_NODE" not in os.environ
+    if own:
         cluster = SourceNode("daskfleet-bench")
     with cluster.lock():
         cluster.up()
-    resources = cluster.kubectl("get", "customresourcedefinitions", "-o", "name")
-    if "kubernetes.dask.org" in resources:
+    if own:  # what an interrupted run has left
+        _remove_ours(cluster)
+        cluster.kubectl("delete", "namespace", NAMESPACE, peer.NAMESPACE, "--ignore-not-found", "--timeout=120s")
+    elif _definitions(cluster):
         raise ClusterError(
             "this cluster holds resource definitions of kubernetes.dask.org, and perhaps clusters of somebody's: the "
             "benchmark would delete them. Delete them yourself, or let it use another cluster"
         )
-    return cluster
+    return cluster, own
+
+
+def _definitions(cluster: Cluster) -> list[str]:
+    found = cluster.kubectl("get", "customresourcedefinitions", "-o", "name").split()
+    return [name for name in found if name.endswith(".kubernetes.dask.org")]
 
 
 def _run(cluster: Cluster, rounds: int, only: str | None) -> table.Results:
@@ -114,7 +122,7 @@ def _rounds(cluster: Cluster, side: Side, python: Path, rounds: int) -> list[dic
             command = [python, HERE / "measure.py", side.library, f"--name=bench-{number}", f"--namespace={NAMESPACE}"]
             command += [f"--image={side.image}", f"--options={json.dumps(side.options)}"]
             environment = {"KUBECONFIG": str(cluster.kubeconfig)}
-            found.append(json.loads(run([*command, "--kubectl", *_kubectl(cluster)], env=environment, timeout=600)))
+            found.append(json.loads(run([*command, f"--kubectl={tools.kubectl()}"], env=environment, timeout=600)))
             told = ", ".join(f"{title} {found[-1][name]:.2f}" for name, title in table.ROWS.items())
             say(f"{side.title}, round {number + 1}: {told} s; load {os.getloadavg()[0]:.1f}")
     return found
@@ -123,9 +131,8 @@ def _rounds(cluster: Cluster, side: Side, python: Path, rounds: int) -> list[dic
 def _remove_ours(cluster: Cluster) -> None:
     with step("removing daskfleet's operator"):
         project.remove_operator(cluster)
-        definitions = cluster.kubectl("get", "customresourcedefinitions", "-o", "name").split()
-        ours = [name for name in definitions if name.endswith(".kubernetes.dask.org")]
-        cluster.kubectl("delete", "--timeout=60s", *ours)
+        if definitions := _definitions(cluster):
+            cluster.kubectl("delete", "--timeout=60s", *definitions)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from pods import PodWatch
 
 DEADLINE = 120.0
 """Seconds for each thing that is waited for."""
+REST = 2.0
+"""Seconds between phases: a kubelet looks at containers once a second, and what it just saw delays what comes next."""
 
 
 def main() -> None:
@@ -23,7 +25,7 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--namespace", required=True)
     parser.add_argument("--image", required=True)
-    parser.add_argument("--kubectl", nargs="+", required=True)
+    parser.add_argument("--kubectl", required=True)
     parser.add_argument("--options", type=json.loads, default={}, help="more arguments for KubeCluster, as JSON")
     arguments = parser.parse_args()
     started = time.monotonic()
@@ -38,7 +40,7 @@ def main() -> None:
         named = {"name": arguments.name, "namespace": arguments.namespace, "image": arguments.image}
         return KubeCluster(**named, n_workers=2, quiet=True, **arguments.options)
 
-    with PodWatch(arguments.kubectl, arguments.namespace) as pods:
+    with PodWatch([arguments.kubectl], arguments.namespace) as pods:
         time.sleep(1)  # until it watches
         seconds |= life(make, Client, pods)
     print(json.dumps(seconds))
@@ -66,6 +68,7 @@ def life(make: Callable[[], Any], client_class: Callable[[Any], Any], pods: PodW
         lap(f"start: scheduler seen {state}", getattr(scheduler, state))
         lap(f"start: last worker seen {state}", max(getattr(pod, state) for pod in workers))
 
+    time.sleep(REST)
     started = time.monotonic()
     cluster.scale(6)
     lap("up: scale() returned")
@@ -77,6 +80,7 @@ def life(make: Callable[[], Any], client_class: Callable[[Any], Any], pods: PodW
     for state in ("running", "ready"):
         lap(f"up: last worker seen {state}", max(getattr(pod, state) for pod in new))
 
+    time.sleep(REST)
     started = time.monotonic()
     cluster.scale(2)
     lap("down: scale() returned")
@@ -89,6 +93,7 @@ def life(make: Callable[[], Any], client_class: Callable[[Any], Any], pods: PodW
     lap("down: pods gone", max(pod.gone or 0 for pod in pods.of("worker")))
 
     client.close()
+    time.sleep(REST)
     started = time.monotonic()
     cluster.close()
     lap("close")
