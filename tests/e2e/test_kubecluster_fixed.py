@@ -1,5 +1,6 @@
 """Clusters that no operator made: plain Deployments, labelled as daskfleet's chart and as dask's own chart do it."""
 
+import asyncio
 import functools
 import json
 import secrets
@@ -8,6 +9,8 @@ import time
 import kubeclusters as bed
 import pytest
 from daskfleet import KubeCluster
+from daskfleet.deploy.kubernetes import lifecycle
+from daskfleet.deploy.kubernetes.api import Api
 
 square = functools.partial(pow, exp=2)  # a function that pods have, too
 
@@ -70,17 +73,23 @@ def test_it_is_found_scaled_without_loss_adapted_and_never_deleted(release, name
         listing = json.loads(kubectl("-n", namespace, "get", "deployment", f"{release}-worker", "-o", "json"))
         return listing["spec"]["replicas"]
 
+    async def summary():
+        api = await Api.connect()
+        found = await lifecycle.find_cluster(api, release, namespace)
+        await api.close()
+        return found
+
     with KubeCluster(name=release, namespace=namespace) as cluster, cluster.get_client() as client:
         cluster.wait_for_workers(2, timeout=40)
         assert client.submit(square, 6).result() == 36
         cluster.scale(4)
         cluster.wait_for_workers(4, timeout=40)
-        kept = client.map(square, range(40))
-        client.gather(kept)
-        runs = {future.key for future in kept}
+        found = asyncio.run(summary())
+        assert (found.made_by, found.status, found.workers) == ("chart", "Running", 4)
+        kept = client.scatter([[i] for i in range(40)])  # nothing could compute these again
         cluster.scale(1)
         eventually(lambda: len(cluster.requested) == 1 and len(cluster.scheduler_info["workers"]) == 1)
-        assert client.gather(kept) == [x * x for x in range(40)] and len(runs) == 40
+        assert client.gather(kept) == [[i] for i in range(40)]
         adaptive = cluster.adapt(minimum=0, maximum=3, interval=0.1, wait_count=2)
         futures = client.map(time.sleep, [2 + i / 1000 for i in range(30)])
         eventually(lambda: replicas() == 3)

@@ -78,12 +78,17 @@ class Fixed:
         raise ClusterNotFound(f"cluster {self.name!r} has no worker group {worker_group!r}; it has: {there}")
 
 
+def owned(deployment: Mapping[str, Any]) -> bool:
+    """Whether an operator made this Deployment."""
+    return any(owner["kind"] == "DaskCluster" for owner in deployment["metadata"].get("ownerReferences") or [])
+
+
 def recognise(name: str, layout: Layout, deployments: Iterable[Mapping[str, Any]]) -> Fixed | None:
     """The cluster that these Deployments are, or None when they have no scheduler or a DaskCluster owns them."""
     groups, scheduler = [], False
     for deployment in deployments:
         metadata = deployment["metadata"]
-        if any(owner["kind"] == "DaskCluster" for owner in metadata.get("ownerReferences") or []):
+        if owned(deployment):
             continue
         component = metadata["labels"].get(layout.component_label)
         scheduler = scheduler or component == "scheduler"
@@ -134,6 +139,21 @@ def pods_of(
         for pod in pods
         if pod["metadata"]["name"] in wanted or (pod.get("status") or {}).get("podIP") in hosts
     }
+
+
+async def list_deployments(api: Api, namespace: str | None) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """All Deployments that make up clusters which no operator made: scheduler first, by namespace and name."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for layout in (OURS, DASK_CHART):
+        parts = (layout.also, layout.cluster_label, f"{layout.component_label} in (scheduler,worker)")
+        selector = ",".join(part for part in parts if part)
+        listing = await api.get(resource_path("Deployment", namespace), labelSelector=selector)
+        for deployment in listing["items"]:
+            metadata = deployment["metadata"]
+            if not owned(deployment):
+                group = found.setdefault((metadata["namespace"], metadata["labels"][layout.cluster_label]), [])
+                group.insert(0 if metadata["labels"][layout.component_label] == "scheduler" else len(group), deployment)
+    return found
 
 
 async def scale(link: Link, deployment: str, n: int) -> None:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from daskfleet.deploy.cluster import Log, Logs
+from daskfleet.deploy.kubernetes import fixed
 from daskfleet.deploy.kubernetes import spec as specs
 from daskfleet.deploy.kubernetes.api import Api, resource_path
 from daskfleet.deploy.kubernetes.errors import (
@@ -48,6 +49,8 @@ class Summary:
         Workers it is to have, and those that are ready, in its default group.
     created
         When, in UTC.
+    made_by
+        ``operator``, or ``chart`` when it is plain Deployments.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Summary:
     workers: int
     ready: int
     created: datetime
+    made_by: str = "operator"
 
     @property
     def full_name(self) -> str:
@@ -72,7 +76,7 @@ def summarise(cluster: Mapping[str, Any]) -> Summary:
         status="Terminating" if metadata.get("deletionTimestamp") else str(status.get("phase") or "Unknown"),
         workers=int(status.get("replicas") or 0),
         ready=int(status.get("readyReplicas") or 0),
-        created=datetime.strptime(metadata["creationTimestamp"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC),
+        created=_time(metadata["creationTimestamp"]),
     )
 
 
@@ -94,14 +98,50 @@ async def list_clusters(api: Api, namespace: str | None = None, *, own: str | No
         If they may not even be listed in `own`.
     """
     try:
-        listing = await api.get(resource_path("DaskCluster", namespace))
+        summaries, missing = await _list(api, namespace)
     except Forbidden:
         if namespace is not None:
             raise
-        listing = await api.get(resource_path("DaskCluster", own or api.namespace))
+        summaries, missing = await _list(api, own or api.namespace)
+    if missing is not None and not summaries:
+        raise missing
+    return sorted(summaries, key=lambda summary: (summary.namespace, summary.name))
+
+
+async def _list(api: Api, namespace: str | None) -> tuple[list[Summary], Exception | None]:
+    """The clusters, made by an operator or not; and the error to raise if there are none."""
+    missing: Exception | None = None
+    operated: list[Summary] = []
+    try:
+        listing = await api.get(resource_path("DaskCluster", namespace))
+        operated = [summarise(item) for item in listing["items"]]
     except ApiError as error:
-        raise _without_definitions(error) from None
-    return sorted(map(summarise, listing["items"]), key=lambda summary: (summary.namespace, summary.name))
+        missing = _without_definitions(error)
+        if not isinstance(missing, OperatorMissing):
+            raise
+    charts: dict[tuple[str, str], list[Object]] = {}
+    with contextlib.suppress(Forbidden):
+        charts = await fixed.list_deployments(api, namespace)
+    return operated + [summarise_chart(*key, deployments) for key, deployments in charts.items()], missing
+
+
+def summarise_chart(namespace: str, name: str, deployments: list[Object]) -> Summary:
+    """The `Summary` of a cluster that is Deployments, the scheduler's first."""
+    scheduler, *workers = deployments
+    ready = (scheduler.get("status") or {}).get("readyReplicas")
+    return Summary(
+        name=name,
+        namespace=namespace,
+        status="Running" if ready else "Pending",
+        workers=sum(int(worker["spec"].get("replicas") or 0) for worker in workers),
+        ready=sum(int((worker.get("status") or {}).get("readyReplicas") or 0) for worker in workers),
+        created=_time(scheduler["metadata"]["creationTimestamp"]),
+        made_by="chart",
+    )
+
+
+def _time(timestamp: str) -> datetime:
+    return datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
 
 
 def split(name: str, namespace: str | None) -> tuple[str, str | None]:
