@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from daskfleet._version import __version__
 
 if TYPE_CHECKING:
+    from daskfleet.client.actors import Actor as Actor
+    from daskfleet.client.actors import ActorFuture as ActorFuture
     from daskfleet.client.channels import Queue as Queue
     from daskfleet.client.channels import Variable as Variable
     from daskfleet.client.client import Client as Client
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
     from daskfleet.worker.server import Worker as Worker
 
 _WHERE = {
+    "Actor": "client.actors",
+    "ActorFuture": "client.actors",
     "CancelledError": "exceptions",
     "Client": "client.client",
     "CompatibleExecutor": "client.executor",

@@ -42,5 +42,9 @@ class Reschedule(DaskfleetError):
     """Raised by a task that should run again, perhaps on another worker. It is not counted as a failure."""
 
 
+class TaskStopped(BaseException):
+    """Raised inside a task that is being stopped, so that it can clean up; not an `Exception`, so that few catch it."""
+
+
 class LostData(DaskfleetError):
     """Data that no task produces (scattered data, say) was on workers that are gone."""

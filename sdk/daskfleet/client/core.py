@@ -26,8 +26,9 @@ from daskfleet import loop as loops
 from daskfleet.client import current
 from daskfleet.client.future import CANCELLED, ERROR, FINISHED, PENDING, Future, FutureState
 from daskfleet.client.inside import giving_way
+from daskfleet.client.sent import Sent
 from daskfleet.client.times import seconds
-from daskfleet.comm import Connection, Pool, connect
+from daskfleet.comm import CommClosedError, Connection, Pool, connect
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.loop import on_loop_thread, shared_loop
 from daskfleet.protocol.frames import Message
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Seconds for which a lost scheduler is looked for.
+RECONNECT = 60.0
+#: Calls that may be made again when the connection was lost before the answer came.
+REPEATABLE = frozenset({"gather", "locate", "wait_for_workers", "identity", "who_has", "has_what", "processing"})
 #: Seconds that a task's call to the scheduler may take before the task gives way to others.
 PATIENCE = 0.02
 
@@ -89,6 +94,8 @@ class Core:
         self._waking = False
         self._threads: ThreadPoolExecutor | None = None
         self._handlers: dict[str, Handler] = {}
+        self._sent = Sent(self._is_pending)
+        self._connected = asyncio.Event()
         self._begin()
 
     def _begin(self) -> None:
@@ -138,21 +145,37 @@ class Core:
             target = target.scheduler_address
         self.security = self.security or Security()
         args = self.security.get_connection_args("client")
+        self._target = target
         try:
-            self._scheduler = await connect(target, timeout=self._timeout, setup=self._attach, **args)
-            self._info = await self._scheduler.call("register", "client", {"id": self.id}, timeout=self._timeout)
+            await self._introduce()
         except BaseException:
             self.status = "closed"
             if self._own_cluster:
                 await self.cluster._close()
             raise
         self._pool = Pool(args)
+        assert self._scheduler is not None
         if self._direct is None:
             self._direct = self._scheduler.peer.rpartition(":")[0] == self._scheduler.local.rpartition(":")[0]
         self.status = "running"
         if self._set_as_default:
             current.become_default(cast("Client", self))
         self._wake()
+
+    async def _introduce(self) -> None:
+        """Connect to the scheduler and tell who we are, and which scheduler knew us before."""
+        assert self.security is not None
+        args = self.security.get_connection_args("client")
+        connection = await connect(self._target, timeout=self._timeout, setup=self._attach, **args)
+        try:
+            who = {"id": self.id, "scheduler": self._info.get("id")}
+            self._info = await connection.call("register", "client", who, timeout=self._timeout)
+        except BaseException:
+            connection.reset_handlers()
+            connection.abort()
+            raise
+        self._scheduler = connection
+        self._connected.set()
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self._start().__await__()
@@ -185,7 +208,9 @@ class Core:
         self._flush()
         self.status = "closed"
         current.resign(cast("Client", self))
+        self._connected.set()
         if self._scheduler is not None:
+            self._scheduler.send(("goodbye",))
             self._scheduler.close()
         if self._pool is not None:
             self._pool.close()
@@ -275,10 +300,27 @@ class Core:
         """Ask the scheduler, after everything that was queued for it."""
         if self.status == "connecting":
             await self._start()
-        if self._scheduler is None or self.status == "closed":
-            raise DaskfleetError("the client is closed")
+        while True:
+            if self.status == "reconnecting":
+                await asyncio.wait_for(self._connected.wait(), timeout)
+            if self._scheduler is None or self.status == "closed":
+                raise DaskfleetError("the client is closed")
+            self._flush()
+            try:
+                return await self._scheduler.call(method, *args, timeout=timeout)
+            except CommClosedError:
+                if method not in REPEATABLE or self.status == "closed":
+                    raise
+
+    async def _ask_worker(self, address: str, method: str, *args: Any) -> Any:
+        """Call a worker: directly, or through the scheduler where this client cannot reach workers."""
+        if self.status == "connecting":
+            await self._start()
+        if not self._direct:
+            return await self._call("ask_worker", address, method, args)
+        assert self._pool is not None
         self._flush()
-        return await self._scheduler.call(method, *args, timeout=timeout)
+        return await self._pool.call(address, method, *args)
 
     def wait_for_workers(self, n_workers: int, timeout: float | str | None = None) -> Any:
         """Wait until the cluster has at least `n_workers`.
@@ -313,7 +355,10 @@ class Core:
         if scheduler is None or self.status == "closed":
             return
         while self._outgoing:
-            scheduler.send(self._outgoing.popleft())
+            message = self._outgoing.popleft()
+            if message[0] == "tasks":
+                self._sent.add(message)
+            scheduler.send(message)
         if self._released:
             released = []
             while self._released:
@@ -326,10 +371,50 @@ class Core:
 
     def _on_gone(self, connection: Connection, error: Exception | None) -> None:
         if self.status == "running":
-            logger.warning("lost the scheduler at %s", connection.peer)
-            self.status = "closed"
-            current.resign(cast("Client", self))
-            self._cancel_all("the connection to the scheduler was lost")
+            logger.warning("lost the scheduler at %s; trying to reach it again", connection.peer)
+            self.status = "reconnecting"
+            self._scheduler = None
+            self._connected.clear()
+            self._reconnecting = self.loop.create_task(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        """Find the scheduler again, or one that has taken its place, and tell it what it has to know."""
+        deadline, wait = self.loop.time() + RECONNECT, 0.05
+        while self.status == "reconnecting":
+            try:
+                await self._introduce()
+                break
+            except (OSError, TimeoutError, DaskfleetError) as error:
+                if self.loop.time() > deadline:
+                    self._give_up(f"the connection to the scheduler was lost ({error})")
+                    return
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, 1.0)
+        if self.status != "reconnecting" or self._scheduler is None:
+            return
+        self.status = "running"
+        states = [state for reference in list(self._by_cid.values()) if (state := reference()) is not None]
+        # Futures that are done come first, since submissions may depend on them; those that are not come last, so that
+        # the submissions that make them are known by then.
+        done = [(state.cid, state.key) for state in states if state.status in (FINISHED, ERROR)]
+        messages, cids = self._sent.unfinished()
+        for message in (("want", done), *messages):
+            self._scheduler.send(message)
+        self._scheduler.send(("want", [(state.cid, state.key) for state in states if state.status == PENDING]))
+        self._scheduler.send(("release", [cid for cid in cids if cid not in self._by_cid]))
+        self._flush()
+        logger.info("connected to the scheduler again, with %d futures", len(states))
+
+    def _give_up(self, reason: str) -> None:
+        self.status = "closed"
+        self._connected.set()
+        current.resign(cast("Client", self))
+        self._cancel_all(reason)
+
+    def _is_pending(self, cid: int) -> bool:
+        reference = self._by_cid.get(cid)
+        state = reference() if reference is not None else None
+        return state is not None and state.status == PENDING
 
     def _cancel_all(self, reason: str) -> None:
         for reference in list(self._by_cid.values()):
@@ -354,12 +439,16 @@ class Core:
             elif op == "lost":
                 for cid, reason in rows:
                     if (reference := find(cid)) is not None and (state := reference()) is not None:
+                        if state.status == FINISHED and state.value is not None:
+                            continue  # the cluster has lost it, but it is here
                         state.reason = reason
                         state.settle(CANCELLED)
             elif op == "pending":
                 for cid in rows:
                     if (reference := find(cid)) is not None and (state := reference()) is not None:
                         state.status, state.value = PENDING, None
+            elif op == "close":
+                self._give_up(rows)
             elif (handler := self._handlers.get(op)) is not None:
                 handler(rows)
 
@@ -382,7 +471,7 @@ class Core:
         if self._states.get(key) is reference:
             self._states.pop(key, None)
         self._by_cid.pop(cid, None)
-        if self.status == "running":
+        if self.status in ("running", "reconnecting"):
             self._released.append(cid)
             self._wake()
 

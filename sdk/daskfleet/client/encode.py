@@ -229,7 +229,7 @@ def as_nodes(graph: Mapping[Key, Any]) -> dict[Key, GraphNode]:
 def annotations_by_key(annotations: Mapping[str, Mapping[Key, Any]]) -> dict[Key, dict[str, Any]]:
     """dask's ``{"retries": {key: 3}}`` the other way round, with only what the scheduler understands."""
     options: dict[Key, dict[str, Any]] = {}
-    for name in ("priority", "workers", "retries", "resources", "allow_other_workers"):
+    for name in ("priority", "workers", "retries", "resources", "allow_other_workers", "timeout"):
         for key, value in annotations.get(name, {}).items():
             if name == "workers" and isinstance(value, str):
                 value = [value]

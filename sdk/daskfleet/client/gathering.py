@@ -128,7 +128,8 @@ class Gathering(Core):
         """What can be had now of results that are on workers."""
         if not (self._direct if direct is None else direct):
             rows = await self._call("gather", list(states), timeout=timeout)
-            return {cid: await _loads(value) for cid, value in rows}
+            with self.as_current():  # whose the futures in the values will be
+                return {cid: await _loads(value) for cid, value in rows}
         by_address: dict[str, dict[int, int]] = {}
         for cid, id, addresses in await self._call("locate", list(states), timeout=timeout):
             by_address.setdefault(addresses[0], {})[id] = cid
@@ -142,8 +143,9 @@ class Gathering(Core):
             except (ConnectionError, TimeoutError) as error:
                 logger.info("could not fetch from %s: %s", address, error)
                 return
-            for id, _, _, value in rows:
-                values[wanted[id]] = await _loads(value)
+            with self.as_current():
+                for id, _, _, value in rows:
+                    values[wanted[id]] = await _loads(value)
 
         await asyncio.gather(*(fetch(address, wanted) for address, wanted in by_address.items()))
         return values

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from daskfleet.client.times import seconds
+
 
 def task_options(
     workers: str | Iterable[str] | None,
     resources: Mapping[str, float] | None,
     retries: int | None,
     allow_other_workers: bool,
+    timeout: float | str | None = None,
+    actor: bool = False,
 ) -> dict[str, Any] | None:
     """The options of `Client.submit`; None when there are none, which is the common case and costs nothing."""
     options: dict[str, Any] = {}
@@ -23,13 +27,19 @@ def task_options(
         options["resources"] = dict(resources)
     if retries:
         options["retries"] = retries
+    if timeout is not None:
+        options["timeout"] = seconds(timeout)
+    if actor:
+        options["actor"] = True
     return options or None
 
 
 def graph_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Those of `Client.compute`, for every task of a graph."""
     known = {
-        name: kwargs[name] for name in ("priority", "retries", "resources", "allow_other_workers") if kwargs.get(name)
+        name: kwargs[name]
+        for name in ("priority", "retries", "resources", "allow_other_workers", "timeout")
+        if kwargs.get(name)
     }
     if kwargs.get("workers"):
         known["workers"] = worker_names(kwargs["workers"])

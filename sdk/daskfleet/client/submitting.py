@@ -9,6 +9,7 @@ from typing import Any
 
 from dask._task_spec import TaskRef
 
+from daskfleet.client.actors import Make
 from daskfleet.client.encode import PLAIN, encode_call, encode_function, function_name, split, token
 from daskfleet.client.future import CANCELLED, ERROR, PENDING, Future, FutureState
 from daskfleet.client.gathering import Gathering, find_states
@@ -33,7 +34,11 @@ class Submitting(Gathering):
         resources: Mapping[str, float] | None = None,
         retries: int | None = None,
         priority: int = 0,
+        fifo_timeout: str | float = "100 ms",
         allow_other_workers: bool = False,
+        actor: bool = False,
+        actors: bool = False,
+        timeout: float | str | None = None,
         pure: bool = True,
         **kwargs: Any,
     ) -> Future:
@@ -55,6 +60,12 @@ class Submitting(Gathering):
             How often to try again when it raises.
         priority
             Higher runs earlier, from -1023 to 1023.
+        fifo_timeout
+            Has no effect: what was submitted earlier runs earlier, whatever time has passed.
+        actor, actors
+            `func` is a class: its instance stays on a worker, and the result is a proxy, `Actor`.
+        timeout
+            Seconds (or a text such as ``"10s"``) that it may run. Then it is stopped and fails with `TimeoutError`.
         pure
             False for a call that should run again each time, though its arguments are equal.
 
@@ -67,13 +78,16 @@ class Submitting(Gathering):
             raise TypeError(f"the first argument of submit must be callable, not {type(func).__name__}")
         blob, digest = encode_function(func)
         name = function_name(func)
+        if actor or actors:
+            # Two equal calls mean two actors.
+            (blob, digest), pure = encode_function(Make(func)), False
         if key is None:
             key = f"{name}-{token(digest, args, kwargs) if pure else uuid.uuid4().hex}"
         state, new = self._state(key)
         if not new:
             return Future(state)
         payload, dependencies = encode_call(args, kwargs)
-        options = task_options(workers, resources, retries, allow_other_workers)
+        options = task_options(workers, resources, retries, allow_other_workers, timeout, actor or actors)
         numbers = [self._number(dependency) for dependency in dependencies] if dependencies else None
         prefix = name if isinstance(key, str) and key.startswith(name) else _prefix(key)
         row = (state.cid, key, 0, payload, numbers, 0, options)
@@ -89,7 +103,11 @@ class Submitting(Gathering):
         resources: Mapping[str, float] | None = None,
         retries: int | None = None,
         priority: int = 0,
+        fifo_timeout: str | float = "100 ms",
         allow_other_workers: bool = False,
+        actor: bool = False,
+        actors: bool = False,
+        timeout: float | str | None = None,
         pure: bool = True,
         batch_size: int | None = None,
         **kwargs: Any,
@@ -107,8 +125,10 @@ class Submitting(Gathering):
             raise TypeError(f"the first argument of map must be callable, not {type(func).__name__}")
         blob, digest = encode_function(func)
         name = key if isinstance(key, str) else function_name(func)
+        if actor or actors:
+            (blob, digest), pure = encode_function(Make(func)), False
         given = None if key is None or isinstance(key, str) else list(key)
-        options = task_options(workers, resources, retries, allow_other_workers)
+        options = task_options(workers, resources, retries, allow_other_workers, timeout, actor or actors)
         batch = batch_size or CHUNK
         futures: list[Future] = []
         rows: list[tuple[Any, ...]] = []
@@ -208,7 +228,16 @@ class Submitting(Gathering):
         reason: str | None = None,
         msg: str | None = None,
     ) -> Any:
-        """Do not compute these, as far as nobody else wants them (`force`: even then)."""
+        """Do not compute these, unless somebody else wants them.
+
+        Parameters
+        ----------
+        force
+            Even if other clients want them; and what runs already is stopped. A task that cannot be stopped in its
+            thread has its worker's process replaced, after the worker has handed over its data.
+        reason, msg
+            What whoever waits for them is told.
+        """
         found: dict[int, FutureState] = {}
         find_states(futures, found)
         return self._sync(self._call, "cancel", list(found), force, msg or reason or "")

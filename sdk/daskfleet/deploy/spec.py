@@ -256,11 +256,10 @@ class SpecCluster(Cluster):
             await self._find_workers()
         else:
             await self._start_scheduler()
+            registry.record(self.name, self._info, self.security, type(self), self._options())
         self.status = Status.running  # processes are started for a running cluster only
         await self._correct_state(raising=True)
         await self._refresh()
-        if self._entry is None:
-            registry.record(self.name, self._info, self.security, type(self), self._options())
 
     async def _start_scheduler(self) -> None:
         spec = self.scheduler_spec or {"cls": Scheduler, "options": {"port": 0}}
@@ -354,11 +353,7 @@ class SpecCluster(Cluster):
         for name in names:
             spec = self.worker_spec[name]
             cls, options = load_class(spec["cls"]), dict(spec.get("options", {}))
-            options.setdefault("name", name)
-            if takes(cls, "security"):
-                options.setdefault("security", self.security)
-            address = getattr(self.scheduler, "contact_address", None) or self.scheduler_address
-            made[name] = cls(address, **options)
+            made[name] = self._make(name, cls, options)
         self.workers.update(made)
         errors = []
         for (name, worker), error in zip(
@@ -373,6 +368,13 @@ class SpecCluster(Cluster):
             with contextlib.suppress(Exception):  # the first error is the one to tell
                 await worker.close()
         return errors
+
+    def _make(self, name: Any, cls: Any, options: dict[str, Any]) -> Any:
+        """The object of one process, not started."""
+        options.setdefault("name", name)
+        if takes(cls, "security"):
+            options.setdefault("security", self.security)
+        return cls(getattr(self.scheduler, "contact_address", None) or self.scheduler_address, **options)
 
     def _watch(self, name: Any, worker: Any) -> None:
         task = self.loop.create_task(_until_finished(weakref.ref(self), name, worker))

@@ -12,12 +12,14 @@ client → scheduler
                             messages, `last` closes it
     ("want", rows)          rows: (cid, key)
     ("release", cids)
+    ("goodbye",)            before it closes the connection on purpose
     ("fire_and_forget", cids)
 scheduler → client
     ("finished", rows)      rows: (cid, nbytes, type name, value or None)
     ("erred", rows)         rows: (cid, exception, traceback, key that failed)
     ("lost", rows)          rows: (cid, reason): cancelled, or data that cannot be computed again
     ("pending", cids)       a finished result was lost and is being computed again
+    ("close", reason)       the cluster ends
 scheduler → worker
     ("joined", scheduler, ids)  first of all: the ids of the data that the worker said it holds, -1 for what to drop
     ("run", rows)           rows: (id, attempt, key, function, payload, dependencies, priority, options or None)
@@ -26,6 +28,7 @@ scheduler → worker
     ("forget", function ids)
     ("free", ids)           drop the data, or do not run, or throw the result away
     ("fetch", rows)         rows: (id, key, nbytes, addresses): hold a copy of this
+    ("stop", ids)           end these though they run
     ("yield", ids)          give these back unless they have started
 worker → scheduler
     ("done", rows)          rows: (id, attempt, nbytes, seconds, type name, value or None)

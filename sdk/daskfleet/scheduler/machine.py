@@ -60,7 +60,12 @@ class SchedulerState(Transitions):
     # Clients -------------------------------------------------------------------------------------------------------
 
     def add_client(self, id: str) -> ClientState:
-        client = self.clients[id] = ClientState(id)
+        """A client has come, or come back: then its futures are still here, and it sends again what it was sending."""
+        client = self.clients.get(id)
+        if client is None:
+            client = self.clients[id] = ClientState(id)
+        for number in list(client.graphs):
+            self._close_graph(client, number)
         return client
 
     def remove_client(self, id: str) -> None:
@@ -95,23 +100,24 @@ class SchedulerState(Transitions):
                 client.graphs[number] = graph
         shared_functions = [self._function(blob) for blob in functions]
         shared_prefixes = [self._prefix(name) for name in prefixes]
-        unwanted = []
+        unwanted: list[TaskState] = []
         for cid, key, function, payload, dependencies, prefix, options in rows:
             ts = self.keys.get(key)
             new = ts is None or (ts.function is None and ts.state == RELEASED)
             if new:
-                inputs = [graph[d] if d >= 0 else client.futures.get(-d) for d in dependencies or ()]
+                inputs: list[Any] = [graph[d] if d >= 0 else client.futures.get(-d) for d in dependencies or ()]
                 if None in inputs:
-                    graph.append(None)
-                    if cid:
-                        self._tell(client, "lost", (cid, f"an input of {key!r} was cancelled"))
-                    continue
-                if ts is None:
-                    ts = self._new_task(key, shared_prefixes[prefix])
-                ts.function = self._use(shared_functions[function])
-                ts.payload = join(payload) if type(payload) is tuple else payload
-                self._define(ts, inputs, priority, options)
+                    ts = None
+                else:
+                    ts = ts or self._new_task(key, shared_prefixes[prefix])
+                    ts.function = self._use(shared_functions[function])
+                    ts.payload = join(payload) if type(payload) is tuple else payload
+                    self._define(ts, inputs, priority, options)
             graph.append(ts)
+            if ts is None:
+                if cid:
+                    self._tell(client, "lost", (cid, f"an input of {key!r} was cancelled"))
+                continue
             if cid:
                 self._want(client, cid, ts)
             if hold:
@@ -157,14 +163,17 @@ class SchedulerState(Transitions):
         """The client holds futures of keys that it did not submit itself."""
         for cid, key in rows:
             ts = self.keys.get(key)
+            if ts is None and self.adopting:
+                ts = self._new_task(key, self._prefix("adopted"))
             if ts is None:
                 self._tell(client, "lost", (cid, f"no task or data is known by the key {key!r}"))
             else:
                 self._want(client, cid, ts)
 
     def _want(self, client: ClientState, cid: int, ts: TaskState) -> None:
-        ts.wants += (client, cid)
-        client.futures[cid] = ts
+        if client.futures.get(cid) is not ts:  # a client that comes back wants the same again, to be told how it stands
+            ts.wants += (client, cid)
+            client.futures[cid] = ts
         if ts.state == MEMORY:
             self._tell(client, "finished", (cid, ts.nbytes, ts.type, ts.value))
         elif ts.state == ERRED:
@@ -231,7 +240,9 @@ class SchedulerState(Transitions):
         ids = []
         for key, size in held:
             ts = self.keys.get(key)
-            if ts is None or ts.state == ERRED:
+            if ts is None and self.adopting:
+                ids.append(self._add_orphan(key, size, worker).id)
+            elif ts is None or ts.state == ERRED:
                 ids.append(-1)
             elif ts.state == MEMORY:
                 self._add_copy(ts, worker)
@@ -246,6 +257,27 @@ class SchedulerState(Transitions):
         for ts in list(self.unrunnable):
             self._enqueue(ts)
         return ids
+
+    def _add_orphan(self, key: Key, size: int, worker: WorkerState) -> TaskState:
+        """Data of a scheduler that is gone: kept until the clients that want it have had time to say so."""
+        ts = self._new_task(key, self._prefix("adopted"))
+        ts.waiters += 1
+        self._orphans.append(ts)
+        self._remember(ts, worker, size, None, None)
+        return ts
+
+    def end_adoption(self) -> None:
+        """No more data is expected: what nobody wants goes, what is wanted and did not come is lost."""
+        self.adopting = False
+        orphans, self._orphans = self._orphans, []
+        for ts in orphans:
+            ts.waiters -= 1
+            if not ts.waiters and not ts.wants:
+                self._discard(ts)
+        awaited, self._awaited = self._awaited, {}
+        for ts in awaited:
+            if ts.waiters or ts.wants:
+                self._need(ts)
 
     def remove_worker(self, worker: WorkerState, *, expected: bool = False) -> None:
         """A worker is gone. Its unfinished tasks run elsewhere; what only it held is computed again if it is needed.
@@ -316,6 +348,8 @@ class SchedulerState(Transitions):
             self.totals.computed += 1
             self.totals.seconds += seconds
             self._remember(ts, worker, size, kind, join(value) if type(value) is tuple else value)
+            if ts.options is not None and ts.options.actor and ts.function is not None:
+                self._release_function(ts)  # an actor's state cannot be computed again: it is data from now on
         self._reopen(worker)
 
     def erred(self, worker: WorkerState, rows: Iterable[tuple[int, int, Serialized, Serialized, str, float]]) -> None:

@@ -261,7 +261,7 @@ class Queues:
             worker.outbox.append(("function", function.id, function.blob))
             self._touched[worker] = None
         options = ts.options
-        extra = {"resources": options.resources} if options is not None and options.resources else None
+        extra = options.for_worker if options is not None else None
         row = (ts.id, ts.attempt, ts.key, function.id, ts.payload, dependencies, ts.priority, extra)
         self._tell(worker, "run", row)
 

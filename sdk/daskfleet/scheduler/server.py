@@ -16,6 +16,7 @@ from typing import Any
 from daskfleet.comm import Connection, Listener, Pool, listen
 from daskfleet.comm.addresses import DEFAULT_SCHEDULER_PORT, interface_ip
 from daskfleet.functions import run_function
+from daskfleet.preload import Preloads
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized, join, loads
@@ -40,6 +41,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks at what no message announces: idleness, imbalance, silent workers.
 TICK = 0.1
+#: Seconds for which the futures of a client are kept that has not said goodbye.
+CLIENT_GRACE = 15.0
+#: Seconds that workers and clients of a scheduler that is gone have to come to the one in its place.
+TAKE_OVER = 20.0
 #: Seconds after which a worker that has said nothing is given up (``distributed.scheduler.worker-ttl``).
 WORKER_TTL = 300.0
 
@@ -57,6 +62,8 @@ class Scheduler:
         Token and TLS certificates; by default from the environment and dask's configuration.
     idle_timeout
         Seconds without work after which it closes; None for never.
+    preload, preload_argv
+        Code to run as it starts (`daskfleet.preload`), and arguments for it.
 
     Attributes
     ----------
@@ -77,6 +84,8 @@ class Scheduler:
         security: Security | None = None,
         idle_timeout: float | None = None,
         allowed_failures: int = 3,
+        preload: str | Sequence[str] | None = None,
+        preload_argv: Sequence[str] | None = None,
     ) -> None:
         self.id = f"Scheduler-{uuid.uuid4()}"
         self.state = SchedulerState(allowed_failures=allowed_failures)
@@ -103,6 +112,7 @@ class Scheduler:
         self.on_restart: list[Callable[[], Any]] = []
         self.extensions: dict[str, Any] = {}
         self.plugins = SchedulerPlugins(self)
+        self.preloads = Preloads(self, preload, preload_argv, "scheduler")
         self._changed: asyncio.Future[None] | None = None
         self.on_done: Callable[[WorkerState, Sequence[Any]], None] | None = None  # set while somebody watches tasks
 
@@ -131,6 +141,7 @@ class Scheduler:
             from daskfleet.scheduler.http import serve
 
             self.http = await serve(self, self.dashboard_address)
+        await self.preloads.start()
         self.status = "running"
         self._spawn(self._tick())
         return self
@@ -153,6 +164,7 @@ class Scheduler:
         if self.status in ("closing", "closed"):
             return
         self.status = "closing"
+        await self.preloads.teardown()
         await self.plugins.closing("before_close")
         self.status = "closed"
         await self.plugins.closing("close")
@@ -163,9 +175,9 @@ class Scheduler:
             self._listener.close()
         if self.http is not None:
             self.http.stop()
-        for peer, connection in list(self._connections.items()):
+        for connection in list(self._connections.values()):
             connection.reset_handlers()
-            if close_workers and type(peer) is WorkerState:
+            if close_workers:  # the whole cluster ends: nobody should look for a scheduler in our place
                 connection.send(("close", reason))
             connection.close()
         for connection in list(self._strangers):
@@ -251,6 +263,8 @@ class Scheduler:
         if role != "client":
             raise ValueError(f"role {role!r}: expected worker or client")
         client = self.state.add_client(str(info["id"]))
+        if info.get("scheduler") not in (None, self.id):
+            self._take_over()
         self._adopt(connection, client, self._on_client, self._on_client_gone)
         logger.info("client %s connected from %s", client.id, connection.peer)
         self.notify("add_client", scheduler=self, client=client.id)
@@ -272,6 +286,8 @@ class Scheduler:
             info={key: value for key, value in info.items() if key != "held"},
             last_seen=time.time(),
         )
+        if info["held"] and info.get("scheduler") != self.id:
+            self._take_over()
         ids = self.state.add_worker(worker, info["held"])
         # A message and not the call's answer, because it must be read before the messages that follow it.
         connection.send(("joined", self.id, ids))
@@ -284,6 +300,17 @@ class Scheduler:
         self._pulse()
         return {"id": self.id}
 
+    def _take_over(self) -> None:
+        """Workers and clients come that knew another scheduler: we are in its place and learn what it knew."""
+        if not self.state.adopting:
+            logger.info("taking over from a scheduler that is gone: adopting its workers' data for %g s", TAKE_OVER)
+            self.state.adopting = True
+            asyncio.get_running_loop().call_later(TAKE_OVER, self._end_take_over)
+
+    def _end_take_over(self) -> None:
+        self.state.end_adoption()
+        self._flush()
+
     def _adopt(self, connection: Connection, peer: Any, on_messages: Any, on_close: Any) -> None:
         self._strangers.discard(connection)
         self._peers[connection] = peer
@@ -292,8 +319,17 @@ class Scheduler:
 
     def _on_client_gone(self, connection: Connection, error: Exception | None) -> None:
         client = self._peers.pop(connection, None)
-        if type(client) is ClientState:
-            self._connections.pop(client, None)
+        if type(client) is not ClientState:
+            return
+        self._connections.pop(client, None)
+        if client.leaving:
+            self._drop_client(client)
+        else:
+            logger.info("client %s has lost its connection: keeping its futures for %g s", client.id, CLIENT_GRACE)
+            asyncio.get_running_loop().call_later(CLIENT_GRACE, self._drop_client, client)
+
+    def _drop_client(self, client: ClientState) -> None:
+        if client not in self._connections and self.state.clients.get(client.id) is client:
             logger.info("client %s is gone", client.id)
             self.state.remove_client(client.id)
             for react in self.on_client_gone:
@@ -330,6 +366,8 @@ class Scheduler:
                     state.submit(client, number, last, priority, functions, prefixes, rows)
                     if self.plugins.own:
                         self.notify("update_graph", scheduler=self, client=client.id, keys=keys_of(rows))
+                case ("goodbye",):
+                    client.leaving = True
                 case ("release", cids):
                     state.release(client, cids)
                 case ("want", rows):
@@ -459,7 +497,13 @@ class Scheduler:
             self._flush()
 
     async def _client_cancel(self, client: ClientState, cids: Sequence[int], force: bool, reason: str) -> None:
+        sent = [ts for cid in cids if (ts := client.futures.get(cid)) is not None and ts.state == PROCESSING]
+        where = [(ts, ts.worker) for ts in sent]
         self.state.cancel(client, cids, force=force, reason=reason)
+        if force:  # what nobody needs any more is stopped though it runs already
+            for ts, worker in where:
+                if ts.state != PROCESSING and worker is not None and (to := self._connections.get(worker)) is not None:
+                    to.send(("stop", [ts.id]))
         self._flush()
 
     async def _client_retry(self, client: ClientState, cids: Sequence[int]) -> None:

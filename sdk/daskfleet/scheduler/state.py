@@ -80,6 +80,8 @@ class Options:
     resources: dict[str, float] | None = None
     retries: int = 0
     priority: int = 0
+    actor: bool = False
+    for_worker: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, raw: dict[str, Any]) -> Options:
@@ -90,6 +92,8 @@ class Options:
             resources=raw.get("resources"),
             retries=int(raw.get("retries") or 0),
             priority=int(raw.get("priority") or 0),
+            actor=bool(raw.get("actor")),
+            for_worker={name: raw[name] for name in ("resources", "timeout") if raw.get(name)} or None,
         )
 
 
@@ -221,7 +225,7 @@ class ClientState:
     futures: dict[int, TaskState] = field(default_factory=dict)
     graphs: dict[int, list[TaskState | None]] = field(default_factory=dict)
     outbox: list[Message] = field(default_factory=list)
-    last_seen: float = 0.0
+    leaving: bool = False
 
 
 @dataclass(slots=True)

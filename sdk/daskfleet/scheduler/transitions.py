@@ -47,6 +47,10 @@ class Transitions(Queues):
         self.prefixes: dict[str, Prefix] = {}
         self.functions: dict[bytes, Function] = {}
         self.inline_bytes = 0
+        #: Whether workers may still bring data of a scheduler in whose place we are.
+        self.adopting = False
+        self._orphans: list[TaskState] = []
+        self._awaited: dict[TaskState, None] = {}
         self.expected: dict[int, int] = {}  # ids whose data a client is putting on workers: in how many calls
         self._idle_functions: dict[Function, None] = {}
         self._idle_function_bytes = 0
@@ -78,6 +82,9 @@ class Transitions(Queues):
             if ts.state != RELEASED or not (ts.waiters or ts.wants):
                 continue  # the latter when a failure further up the stack has ended the need
             if ts.function is None and ts.id in self.expected:
+                continue
+            if ts.function is None and self.adopting:
+                self._awaited[ts] = None
                 continue
             if ts.function is None:
                 error = LostData(f"the data of {ts.key!r} was on workers that are gone, and no task produces it")
@@ -244,11 +251,8 @@ class Transitions(Queues):
         ts.state = FORGOTTEN
         del self.tasks[ts.id]
         del self.keys[ts.key]
-        function = ts.function
-        if function is not None:
-            function.users -= 1
-            if not function.users:
-                self._retire_function(function)
+        if ts.function is not None:
+            self._release_function(ts)
         for dep in ts.dependencies:
             dependents = dep.dependents
             if dependents is not None and len(dependents) > 16 and len(dependents) > 2 * dep.n_dependents:
@@ -269,6 +273,14 @@ class Transitions(Queues):
             self._idle_function_bytes -= len(function.blob)
         function.users += 1
         return function
+
+    def _release_function(self, ts: TaskState) -> None:
+        """`ts` will not call its function any more."""
+        function, ts.function = ts.function, None
+        assert function is not None
+        function.users -= 1
+        if not function.users:
+            self._retire_function(function)
 
     def _retire_function(self, function: Function) -> None:
         """No task uses it any more: keep it for a while, and let go of the one unused longest when there are too

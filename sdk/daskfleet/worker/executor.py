@@ -9,6 +9,7 @@ between threads is paid once a burst, not once a task.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import inspect
 import pickle
 import queue
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from daskfleet.exceptions import Reschedule
+from daskfleet.exceptions import Reschedule, TaskStopped
 from daskfleet.protocol.messages import INLINE
 from daskfleet.protocol.serialize import Serialized, dumps, dumps_by_value, loads, nbytes
 from daskfleet.protocol.spec import evaluate
@@ -101,6 +102,8 @@ class Executor:
         self.running: dict[int, tuple[Task, float]] = {}  # by thread id: what it runs and since when
         self._threads: list[threading.Thread] = []
         self._growing = threading.Lock()
+        self._interrupting = threading.Lock()
+        self._interrupted: set[int] = set()
         for _ in range(nthreads):
             self._add_thread()
 
@@ -128,6 +131,24 @@ class Executor:
         """That thread is back: after what is queued, one of them ends."""
         self._queue.put(None)
 
+    def started(self, task: Task) -> float | None:
+        """When a thread began to run `task`, in seconds since the epoch; None if none does."""
+        return next((since for running, since in list(self.running.values()) if running is task), None)
+
+    def interrupt(self, task: Task, error: type[BaseException]) -> None:
+        """Raise `error` in the thread that runs `task`, if one does."""
+        with self._interrupting:
+            for thread, (running, _) in list(self.running.items()):
+                if running is task:
+                    self._interrupted.add(thread)
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
+
+    def _calm(self, thread: int) -> None:
+        """What was raised in this thread was for the task that has just ended: not for the next."""
+        with self._interrupting:
+            self._interrupted.discard(thread)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)
+
     def forget(self, functions: list[bytes]) -> None:
         """Functions that no task is expected to ask for again."""
         for function in functions:
@@ -140,9 +161,18 @@ class Executor:
             started = time.perf_counter()
             self.running[thread] = (task, time.time())
             context.task = task
-            outcome = self._run(task, started)
-            del self.running[thread]
-            context.task = None
+            outcome: Outcome | None = None
+            while True:
+                try:
+                    if outcome is None:
+                        outcome = self._run(task, started)
+                    self.running.pop(thread, None)
+                    context.task = None
+                    if self._interrupted and thread in self._interrupted:
+                        self._calm(thread)
+                    break
+                except TaskStopped as error:  # it came when the task had just ended
+                    outcome = outcome or failure(task, error, time.perf_counter() - started)
             self._outcomes.append(outcome)
             del task, outcome
             if not self._waking:
@@ -188,7 +218,7 @@ def success(task: Task, value: Any, seconds: float) -> Success:
         return Success(task, value, 28, seconds, type(value).__name__, inline)
     size = size_of(value)
     small: Serialized | None = None
-    if size <= INLINE:
+    if size <= INLINE and not hasattr(value, "__daskfleet_stays__"):
         try:
             small = dumps(value)
         except TypeError:

@@ -61,6 +61,7 @@ class Task:
         "priority",
         "resources",
         "state",
+        "timeout",
     )
 
     def __init__(self, row: Sequence[Any], functions: Mapping[int, bytes]) -> None:
@@ -71,7 +72,10 @@ class Task:
         self.inline: dict[int, Serialized] | None = None
         self.missing: set[int] | None = None
         self.inputs: list[Any] = []
-        self.resources: dict[str, float] | None = options.get("resources") if options else None
+        self.resources: dict[str, float] | None = None
+        self.timeout: float | None = None
+        if options:
+            self.resources, self.timeout = options.get("resources"), options.get("timeout")
 
     def __repr__(self) -> str:
         return f"<Task {self.key!r} {self.state}>"
@@ -262,6 +266,12 @@ class WorkerMachine:
     def failed(self, task: Task, exception: Serialized, traceback: Serialized, text: str, seconds: float) -> None:
         """A task has raised."""
         self._ended(task, seconds)
+        if self.tasks.get(task.id) is task:
+            del self.tasks[task.id]
+            self._tell("erred", (task.id, task.attempt, exception, traceback, text, seconds))
+
+    def overdue(self, task: Task, exception: Serialized, traceback: Serialized, text: str, seconds: float) -> None:
+        """A task has failed by taking too long; it occupies its slot until it has really ended."""
         if self.tasks.get(task.id) is task:
             del self.tasks[task.id]
             self._tell("erred", (task.id, task.attempt, exception, traceback, text, seconds))

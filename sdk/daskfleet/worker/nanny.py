@@ -41,9 +41,21 @@ class Nanny:
     ----------
     env
         Environment variables for the worker's process.
+    worker_class
+        Instead of `Worker`.
+    preload_nanny, preload_nanny_argv
+        Code to run in the nanny itself as it starts (`daskfleet.preload`), and arguments for it.
     """
 
-    def __init__(self, scheduler_address: str, *, env: dict[str, str] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        scheduler_address: str,
+        *,
+        env: dict[str, str] | None = None,
+        preload_nanny: str | Sequence[str] | None = None,
+        preload_nanny_argv: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
         if options.get("name") is None:
             options["name"] = f"worker-{uuid.uuid4().hex[:8]}"
         options["name"] = str(options["name"])
@@ -63,6 +75,7 @@ class Nanny:
         self._finished = asyncio.Event()
         self._stopped = asyncio.Event()
         self.plugins = NannyPlugins(self)
+        self.preloads = Preloads(self, preload_nanny, preload_nanny_argv, "nanny")
         self._lines = Lines()
         self._answering: set[asyncio.Task[None]] = set()
 
@@ -81,6 +94,7 @@ class Nanny:
         DaskfleetError
             The worker could not start, for a reason that another attempt would not mend.
         """
+        await self.preloads.start()
         self.status = "starting"
         self._up = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._keep())
@@ -106,6 +120,7 @@ class Nanny:
             return
         self.status = "closing"
         self._stopped.set()
+        await self.preloads.teardown()
         await self.plugins.close()
         self._signal(signal.SIGTERM)
         try:

@@ -44,7 +44,8 @@ def run(options: dict[str, Any], pipe: socket.socket) -> int:
 async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
     loop = asyncio.get_running_loop()
     pipe.setblocking(False)
-    worker = Worker(**options)
+    options = dict(options)
+    worker: Worker = options.pop("worker_class", Worker)(**options)
 
     def leave() -> None:
         tasks.append(loop.create_task(worker.close_gracefully(reason="told to stop")))

@@ -19,6 +19,7 @@ from daskfleet.comm import Connection, Listener, Pool, connect, listen, parse_ad
 from daskfleet.comm.addresses import interface_ip, own_ip
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.functions import run_function
+from daskfleet.preload import Preloads
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized, dumps, join, loads
@@ -68,6 +69,8 @@ class Worker:
         Amounts of abstract resources, such as ``{"GPU": 2}``, that tasks may ask for.
     death_timeout
         Seconds after which it gives up on a scheduler that does not answer; None for never.
+    preload, preload_argv
+        Code to run as it starts (`daskfleet.preload`), and arguments for it.
 
     Notes
     -----
@@ -91,6 +94,8 @@ class Worker:
         security: Security | None = None,
         death_timeout: float | None = None,
         dashboard_address: str | None = None,
+        preload: str | Sequence[str] | None = None,
+        preload_argv: Sequence[str] | None = None,
     ) -> None:
         self.scheduler_address = str(parse_address(scheduler_address))
         self.nthreads = nthreads or system.cpu_count()
@@ -102,6 +107,7 @@ class Worker:
         self.status = "init"
         self.address = ""
         self.scheduler_id = ""
+        self._joined = asyncio.Event()
         self.machine = WorkerMachine(self.nthreads, self.resources)
         self.local_directory = local_directory
         self.dashboard_address = dashboard_address
@@ -120,6 +126,7 @@ class Worker:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.nanny: Any = None  # what `daskfleet.worker.process` gives it, to reach the nanny that watches over it
         self.plugins = WorkerPlugins(self)
+        self.preloads = Preloads(self, preload, preload_argv, "worker")
         self.actors = Actors(self)
         self.client: Any = None  # of the tasks that use one (`daskfleet.client.current`)
         self.client_lock = threading.Lock()
@@ -157,6 +164,7 @@ class Worker:
 
             self._http = await serve(self, self.dashboard_address)
         self._set_up_memory(Path(self._folder.name))
+        await self.preloads.start()
         await self._join()
         context.workers.append(self)
         self.status = "running"
@@ -321,7 +329,7 @@ class Worker:
             return
         logger.warning("lost the scheduler at %s; trying to reach it again", self.scheduler_address)
         self._scheduler = None
-        self.scheduler_id = ""  # until we have joined again
+        self._joined.clear()
         self.machine.forget_tasks()
         self._spawn(self._rejoin())
 
@@ -357,6 +365,7 @@ class Worker:
                     machine.give_back(ids)
                 case ("joined", scheduler_id, ids):
                     self.scheduler_id = scheduler_id
+                    self._joined.set()
                     machine.joined(ids)
                 case ("close", reason):
                     self._spawn(self.close(reason))
@@ -501,7 +510,7 @@ class Worker:
 
     # Data ----------------------------------------------------------------------------------------------------------
 
-    async def _gather(self, address: str, ids: Sequence[int]) -> None:
+    async def _gather(self, address: str, ids: list[int]) -> None:
         found: list[tuple[int, Key, Any, int]] = []
         try:
             rows = await self._pool.call(address, "get_data", self.scheduler_id, ids, timeout=300)
@@ -542,8 +551,9 @@ class Worker:
         """Keep scattered data; answers with ``(id, nbytes, type name)``. The ids mean nothing to us before we have
         joined that scheduler, which we have asked to when it knows our address."""
         async with asyncio.timeout(10):
-            while self.scheduler_id != scheduler_id:
-                await asyncio.sleep(0.01)
+            await self._joined.wait()
+        if self.scheduler_id != scheduler_id:
+            raise ValueError("this worker has joined another scheduler")
         kept = []
         for id, key, serialized in rows:
             value = loads(serialized)

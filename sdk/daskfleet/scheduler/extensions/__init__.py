@@ -19,12 +19,25 @@ from daskfleet.scheduler.extensions.flags import Flags
 from daskfleet.scheduler.extensions.forget import FireAndForget
 from daskfleet.scheduler.extensions.locks import MultiLocks, Semaphores
 from daskfleet.scheduler.extensions.metadata import Metadata
+from daskfleet.scheduler.extensions.relay import Relay
 from daskfleet.scheduler.extensions.restarting import Restarting
 
 if TYPE_CHECKING:
     from daskfleet.scheduler.server import Scheduler
 
-EXTENSIONS = (Semaphores, MultiLocks, Flags, Variables, Queues, Datasets, Metadata, Events, FireAndForget, Restarting)
+EXTENSIONS = (
+    Semaphores,
+    MultiLocks,
+    Flags,
+    Variables,
+    Queues,
+    Datasets,
+    Metadata,
+    Events,
+    FireAndForget,
+    Restarting,
+    Relay,
+)
 
 
 def install(scheduler: Scheduler) -> None:

@@ -1,0 +1,528 @@
+"""`JobQueueCluster`: workers as jobs of a batch system, with dask-jobqueue's parameters and configuration.
+
+Each job runs ``dask-worker`` with the cluster's scheduler file, which is in the cluster's own folder (mode 0700, in the
+user's home unless `shared_temp_directory` says otherwise) and carries the token: so the script itself holds no secret
+and can be shown. A job is a `ProcessInterface` like any other; what is special is in `Queue` (talking with the batch
+system), `System` (in which language) and `script` (what a job consists of).
+
+Workers are told a lifetime a little shorter than the walltime, so they hand over their data and leave before the queue
+would kill them; the job that ends so is followed by another (`ProcessInterface.renew`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import dask
+
+from daskfleet.deploy import registry, scheduler_file
+from daskfleet.deploy.cluster import Status
+from daskfleet.deploy.jobqueue import script as scripts
+from daskfleet.deploy.jobqueue.queue import Queue
+from daskfleet.deploy.jobqueue.script import Resources
+from daskfleet.deploy.jobqueue.system import JobStatus, State, System
+from daskfleet.deploy.spec import ProcessInterface, SpecCluster
+from daskfleet.exceptions import DaskfleetError
+from daskfleet.scheduler.server import Scheduler
+from daskfleet.security import Security
+
+logger = logging.getLogger(__name__)
+
+#: Lines of a dead job's log that an error shows.
+TAIL = 12
+
+#: dask-jobqueue's, which ``jobqueue.<system>.…`` in dask's configuration replaces.
+DEFAULTS: dict[str, Any] = {
+    "name": "dask-worker",
+    "cores": None,
+    "memory": None,
+    "processes": None,
+    "nanny": True,
+    "python": None,
+    "interface": None,
+    "death-timeout": 60,
+    "local-directory": None,
+    "shared-temp-directory": None,
+    "worker-command": "daskfleet.cli.worker",
+    "worker-extra-args": [],
+    "extra": [],
+    "shebang": "#!/usr/bin/env bash",
+    "queue": None,
+    "account": None,
+    "project": None,
+    "walltime": None,
+    "env-extra": [],
+    "job-script-prologue": [],
+    "job-script-epilogue": [],
+    "resource-spec": None,
+    "job-cpu": None,
+    "job-mem": None,
+    "job-extra": [],
+    "job-extra-directives": [],
+    "job-directives-skip": [],
+    "job-arrays": True,
+    "log-directory": None,
+    "scheduler-options": {},
+    "scheduler-in-job": False,
+    "scheduler-start-timeout": 600,
+}
+#: Old names of parameters, which dask-jobqueue takes still.
+RENAMED = {
+    "env_extra": "job_script_prologue",
+    "job_extra": "job_extra_directives",
+    "header_skip": "job_directives_skip",
+    "extra": "worker_extra_args",
+    "ncpus": "job_cpu",
+    "mem": "job_mem",
+    "disk": None,
+}
+
+
+class Job(ProcessInterface):
+    """One job in the queue.
+
+    Parameters
+    ----------
+    number
+        The job's in its cluster, by which array jobs count.
+    text
+        The script, if it is not that of every worker.
+    job_id
+        Of a job that is there already.
+    lifetime
+        Seconds after which its workers leave by themselves.
+
+    Attributes
+    ----------
+    queue_status
+        What the queue said last.
+    """
+
+    def __init__(
+        self,
+        scheduler: str | None = None,
+        *,
+        queue: Queue,
+        number: int,
+        name: Any = None,
+        text: str = "",
+        job_id: str = "",
+        lifetime: float | None = None,
+    ) -> None:
+        super().__init__(scheduler, name)
+        self.number = number
+        self.text = text
+        self.alone = bool(text)
+        self.job_id = job_id
+        self.queue_status = JobStatus(State.unknown, "being submitted")
+        self.misses = 0
+        self._queue = queue
+        self._lifetime = lifetime
+        self._running_since: float | None = None
+
+    async def start(self) -> None:
+        if self.job_id:
+            self._queue.add(self, self.job_id)
+            self._queue._watch()
+        else:
+            await self._queue.submit(self)
+        await super().start()
+
+    async def close(self) -> None:
+        """Cancel the job."""
+        if self.job_id and not self._ended.is_set():
+            self._queue.cancel(self.job_id)
+        await self._queue.settle()
+        await super().close()
+
+    def let_go(self) -> None:
+        """Forget the job without ending it."""
+        self._ended.set()
+
+    @property
+    def lived(self) -> float:
+        """Seconds that it has been running."""
+        return 0.0 if self._running_since is None else time.monotonic() - self._running_since
+
+    def on_status(self, status: JobStatus) -> None:
+        """The queue has said something about the job."""
+        if status.state is State.running and self._running_since is None:
+            self._running_since = time.monotonic()
+        self.queue_status = status
+        if status.state is State.failed:
+            self.failure = f"job {self.job_id} ended: {status}{self._tail()}"
+        elif status.state is State.done:
+            self.renew = self._lifetime is not None and self.lived >= 0.9 * self._lifetime
+        else:
+            return
+        self.status = Status.closed
+        self._ended.set()
+
+    def waiting_for(self) -> str:
+        if self.queue_status.state is State.running:
+            return ""
+        return f"job {self.job_id or '?'} is {self.queue_status}"
+
+    def logs(self) -> str:
+        """The job's output, from where the queue writes it."""
+        return "".join(path.read_text(errors="replace") for path in self._log_files())
+
+    def _log_files(self) -> list[Path]:
+        id = self.job_id.replace("[", "[[]")
+        folder = self._queue.log_directory
+        patterns = (f"*-{id}.out", f"{id}.out", f"*.[oe]{id}", f"{id}*.O[UE]")
+        return sorted({path for pattern in patterns for path in folder.glob(pattern)})
+
+    def _tail(self) -> str:
+        with contextlib.suppress(OSError):
+            for path in self._log_files():
+                lines = path.read_text(errors="replace").rstrip().splitlines()[-TAIL:]
+                if lines:
+                    return "; the end of " + str(path) + ":\n" + "\n".join(f"    {line}" for line in lines)
+        return ""
+
+
+class SchedulerJob(Job):
+    """The scheduler as a job; it writes the scheduler file."""
+
+    def __init__(self, *, file: Path, timeout: float, **options: Any) -> None:
+        super().__init__(None, number=-1, name="scheduler", **options)
+        self._file, self._timeout = file, timeout
+        self.security: Security | None = None
+
+    async def start(self) -> None:
+        """Submit the job and wait until the scheduler runs.
+
+        Raises
+        ------
+        DaskfleetError
+            The job has died, or still waits after so long; the message says what the queue says.
+        """
+        await super().start()
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        while not self._file.exists():
+            if self._ended.is_set():
+                raise DaskfleetError(f"the scheduler's {self.failure or f'job {self.job_id} has ended'}")
+            if asyncio.get_running_loop().time() > deadline:
+                raise DaskfleetError(f"no scheduler within {self._timeout:g} s: its {self.waiting_for()}")
+            await asyncio.sleep(0.1)
+        info = scheduler_file.read(str(self._file))
+        self.address, self.security = info.address, info.security
+
+
+class JobQueueCluster(SpecCluster):
+    """Workers as jobs of a batch system. Parameters have their defaults in ``jobqueue.<system>.…`` of dask's config.
+
+    Parameters
+    ----------
+    n_workers
+        Workers to ask for at once.
+    cores, memory
+        What a job has in all, for all of its workers together: threads, and bytes or a text such as ``"24 GB"``.
+    processes
+        Workers to cut a job into; about the square root of `cores` by default.
+    interface, protocol, host, dashboard_address, scheduler_options
+        For the scheduler (which has the last word with ``scheduler_options``), and the first two for the workers too.
+    nanny, local_directory, death_timeout, worker_command, worker_extra_args, python
+        How workers are run.
+    job_name, job_script_prologue, job_script_epilogue, shebang, log_directory
+        What a job is called, and what else is in its script.
+    job_extra_directives, job_directives_skip
+        Directives to add, and parts of those to leave out.
+    queue, account, project, walltime, resource_spec, job_cpu, job_mem
+        What to ask the batch system for; see the class of each.
+    job_arrays
+        Submit jobs that are asked for together as one array job, where the system has those.
+    shared_temp_directory
+        Folder that all nodes see, for the scheduler file; the user's home by default.
+    scheduler_in_job
+        Run the scheduler as a job of its own, which outlives this session with ``shutdown_on_close=False``;
+        `from_name` finds it again. `scheduler_options` may then have ``cores, memory, walltime, queue`` besides.
+    config_name
+        Name of the section in the configuration.
+    name, security, asynchronous, loop, silence_logs, shutdown_on_close
+        As `SpecCluster` has them.
+
+    Raises
+    ------
+    ValueError
+        There are no `cores` or no `memory`, or a parameter is unknown.
+    DaskfleetError
+        The queue takes no job; the message is the queue's.
+    """
+
+    system: ClassVar[System] = System()
+
+    def __init__(
+        self,
+        n_workers: int = 0,
+        *,
+        cores: int | None = None,
+        memory: str | int | None = None,
+        processes: int | None = None,
+        config_name: str | None = None,
+        host: str | None = None,
+        dashboard_address: str | None = ":8787",
+        protocol: str | None = None,
+        scheduler_options: dict[str, Any] | None = None,
+        name: str | None = None,
+        security: Security | None = None,
+        asynchronous: bool = False,
+        loop: Any = None,
+        silence_logs: Any = False,
+        shutdown_on_close: bool = True,
+        **options: Any,
+    ) -> None:
+        from dask.utils import parse_bytes
+
+        if type(self) is JobQueueCluster:
+            raise TypeError("JobQueueCluster is the base of SLURMCluster and the others: use one of those")
+        self.config_name = config_name or self.system.name
+        given = {"cores": cores, "memory": memory, "processes": processes, **options}
+        given |= {"scheduler_options": scheduler_options}
+        self._settings = self._configured(given)
+        setting = self._settings.__getitem__
+        if not setting("cores"):
+            raise ValueError(f"{type(self).__name__}: say how many cores a job has, such as cores=8")
+        if not setting("memory"):
+            raise ValueError(f"{type(self).__name__}: say how much memory a job has, such as memory='24 GB'")
+        self.cores, self.memory = int(setting("cores")), parse_bytes(setting("memory"))
+        self.processes = int(setting("processes") or scripts.split(self.cores))
+        if self.cores < self.processes:
+            raise ValueError(f"processes={self.processes}: a job of {self.cores} cores cannot have that many workers")
+        self._walltime = scripts.seconds(setting("walltime"), unit=self.system.walltime_unit)
+        self._scheduler_settings = {
+            "interface": setting("interface"), "dashboard_address": dashboard_address, "protocol": protocol,
+            **({"host": host} if host else {}), **(setting("scheduler_options") or {}),
+        }  # fmt: skip
+        self._protocol = protocol
+        self._n_workers = n_workers
+        self._queue: Queue | None = None
+        kept = {"n_workers": 0, "host": host, "dashboard_address": dashboard_address, "protocol": protocol}
+        self._given = {**kept, "config_name": config_name, **{k: v for k, v in given.items() if v is not None}}
+        super().__init__(
+            name=name, security=security, asynchronous=asynchronous, loop=loop, silence_logs=silence_logs,
+            shutdown_on_close=shutdown_on_close,
+        )  # fmt: skip
+
+    def _configured(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Parameters by their names with underscores: what was given, else the configuration's, else the default."""
+        for old, new in RENAMED.items():
+            if given.get(old) is not None:
+                value = given.pop(old)
+                if new is None:
+                    raise ValueError(f"{type(self).__name__}: {old} is not supported; use job_extra_directives")
+                given[new] = value
+        if "job_name" in given:
+            given["name"] = given.pop("job_name")
+        settings = {}
+        for key, default in DEFAULTS.items():
+            parameter = key.replace("-", "_")
+            value = given.pop(parameter, None)
+            if value is None:
+                value = dask.config.get(f"jobqueue.{self.config_name}.{key}", None)
+            settings[parameter] = default if value is None else value
+        for old, new in (("env_extra", "job_script_prologue"), ("job_extra", "job_extra_directives")):
+            settings[new] = settings[new] or settings[old]
+        settings["worker_extra_args"] = settings["worker_extra_args"] or settings["extra"]
+        settings["account"] = settings["account"] or settings["project"]
+        if unknown := [key for key, value in given.items() if value is not None]:
+            raise ValueError(f"{type(self).__name__}: unknown parameters {', '.join(sorted(unknown))}")
+        return settings
+
+    def _options(self) -> dict[str, Any]:
+        return self._given
+
+    # ------------------------------------------------------------------------------------------------------- scripts
+
+    @property
+    def folder(self) -> Path:
+        """The cluster's own, on all nodes: scheduler file, scripts, and logs unless `log_directory` says otherwise."""
+        shared = self._settings["shared_temp_directory"]
+        root = Path(shared) if shared else registry.folder().parent / "jobs"
+        return root.expanduser() / self.name
+
+    @property
+    def log_directory(self) -> Path:
+        given = self._settings["log_directory"]
+        return Path(given).expanduser().absolute() if given else self.folder / "logs"
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "scheduler.json"
+
+    def _resources(self, **other: Any) -> Resources:
+        setting = self._settings.__getitem__
+        known = {
+            "job_name": setting("name"), "cores": self.cores, "memory": self.memory, "walltime": setting("walltime"),
+            "queue": setting("queue"), "account": setting("account"), "log_directory": str(self.log_directory),
+            "resource_spec": setting("resource_spec"), "job_cpu": setting("job_cpu"), "job_mem": setting("job_mem"),
+            "extra": tuple(setting("job_extra_directives")), "skip": tuple(setting("job_directives_skip")),
+        }  # fmt: skip
+        return Resources(**{**known, **other})
+
+    def _script(self, name: str, array: str = "", command: str = "", resources: Resources | None = None) -> str:
+        if array:
+            name = f"{self.name}-${{{self.system.array_variable}}}"
+        return self.system.script(
+            resources or self._resources(),
+            command or self._command(name),
+            shebang=self._settings["shebang"],
+            prologue=self._settings["job_script_prologue"],
+            epilogue=self._settings["job_script_epilogue"],
+            array=array,
+        )
+
+    def _command(self, name: str) -> str:
+        setting = self._settings.__getitem__
+        words = [setting("python") or sys.executable, "-m", setting("worker_command")]
+        words += ["--scheduler-file", str(self._file), "--name", name]
+        words += ["--nthreads", str(self.cores // self.processes), "--nworkers", str(self.processes)]
+        words += ["--memory-limit", str(self.memory // self.processes)]
+        words += ["--nanny" if setting("nanny") else "--no-nanny", "--death-timeout", str(setting("death_timeout"))]
+        words += ["--interface", setting("interface")] if setting("interface") else []
+        words += ["--protocol", self._protocol] if self._protocol else []
+        words += ["--local-directory", setting("local_directory")] if setting("local_directory") else []
+        extra = [str(argument) for argument in setting("worker_extra_args")]
+        lifetime = scripts.lifetime(self._walltime)
+        if lifetime and "--lifetime" not in extra:
+            words += ["--lifetime", f"{lifetime:.0f}s"]
+        return " ".join([*map(scripts.quote, words), *extra])
+
+    def job_script(self) -> str:
+        """The script of a job, as text. It holds no secret."""
+        return self._script(f"{self.name}-0")
+
+    # ---------------------------------------------------------------------------------------------------------- life
+
+    async def _start(self) -> None:
+        self._make_folder()
+        arrays = bool(self._settings["job_arrays"])
+        self._queue = Queue(self.system, self._script, self.folder, self.log_directory, arrays)
+        group = [f"-{i}" for i in range(self.processes)] if self.processes > 1 else []
+        self.new_spec = {"cls": Job} | ({"group": group} if group else {})
+        if self._settings["scheduler_in_job"]:
+            self.scheduler_spec = {"cls": SchedulerJob, "options": self._scheduler_job()}
+        else:
+            self.scheduler_spec = {"cls": Scheduler, "options": self._in_process()}
+        for _ in range(math.ceil(self._n_workers / self.processes)):
+            self.worker_spec.update(self.new_worker_spec())
+        await super()._start()
+
+    def _make_folder(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.log_directory.mkdir(parents=True, exist_ok=True)
+
+    def _in_process(self) -> dict[str, Any]:
+        options = {"port": 0, **self._scheduler_settings}
+        options["protocol"] = options["protocol"] or ("tls" if self.security and self.security.encrypted else "tcp")
+        return options
+
+    def _scheduler_job(self) -> dict[str, Any]:
+        options = dict(self._scheduler_settings)
+        asked = {key: options.pop(key) for key in ("cores", "walltime", "queue") if key in options}
+        if "memory" in options:
+            from dask.utils import parse_bytes
+
+            asked["memory"] = parse_bytes(options.pop("memory"))
+        asked = {"cores": 1, "job_cpu": None, "job_name": f"{self._settings['name']}-scheduler", **asked}
+        resources = self._resources(**asked)
+        words = [self._settings["python"] or sys.executable, "-m", "daskfleet.cli.scheduler"]
+        words += ["--scheduler-file", str(self._file), "--port", str(options.pop("port", 0))]
+        if options.get("dashboard_address") is None:
+            words.append("--no-dashboard")
+        for key, value in options.items():
+            words += [f"--{key.replace('_', '-')}", str(value)] if value else []
+        text = self._script("scheduler", command=" ".join(map(scripts.quote, words)), resources=resources)
+        timeout = self._settings["scheduler_start_timeout"]
+        return {"queue": self._queue, "text": text, "file": self._file, "timeout": timeout}
+
+    async def _connect(self, address: str) -> None:
+        if isinstance(self.scheduler, SchedulerJob):
+            self.security = self.scheduler.security
+        await super()._connect(address)
+        if isinstance(self.scheduler, Scheduler):
+            scheduler_file.write(str(self._file), self._info, self.security or Security())
+
+    async def _find_workers(self) -> None:
+        assert self._queue is not None
+        for name, id in self._queue.noted().items():
+            if name == "scheduler":
+                self.scheduler = SchedulerJob(queue=self._queue, text="-", job_id=id, file=self._file, timeout=10)
+                await self.scheduler
+                continue
+            number = int(name.rpartition("-")[2])
+            self.worker_spec[name] = {**(self.new_spec or {}), "options": {"job_id": id, "number": number}}
+        await self._queue.look()
+
+    async def _end_processes(self, workers: list[Any], link: Any) -> None:
+        await super()._end_processes(workers, link)
+        if self._queue is not None:
+            await self._queue.settle()
+
+    async def _stop(self) -> None:
+        ended = self.shutdown_on_close or isinstance(self.scheduler, Scheduler)
+        died = bool(self._false_starts)
+        await super()._stop()
+        if self._queue is not None:
+            await self._queue.settle()
+            self._queue.close()
+        if ended and not died:
+            shutil.rmtree(self.folder, ignore_errors=True)  # logs of jobs that died stay for whoever asks why
+        elif ended:
+            with contextlib.suppress(OSError):
+                self._file.unlink()
+
+    # ------------------------------------------------------------------------------------------------------ how many
+
+    def _new_worker_name(self, number: int) -> str:
+        return f"{self.name}-{number}"
+
+    def new_worker_spec(self) -> dict[Any, dict[str, Any]]:
+        ((name, spec),) = super().new_worker_spec().items()
+        return {name: {**spec, "options": {"number": int(name.rpartition("-")[2])}}}
+
+    def _make(self, name: Any, cls: Any, options: dict[str, Any]) -> Any:
+        if cls is Job:
+            options = {"queue": self._queue, "lifetime": scripts.lifetime(self._walltime), **options}
+        return super()._make(name, cls, options)
+
+    def _threads_per_worker(self) -> int:
+        return self.cores // self.processes
+
+    def _memory_per_worker(self) -> int:
+        return self.memory // self.processes
+
+    def scale(  # type: ignore[override]  # dask-jobqueue's second argument
+        self,
+        n: int | None = None,
+        jobs: int | None = None,
+        memory: str | int | None = None,
+        cores: int | None = None,
+    ) -> Any:
+        """Ask for so many workers or jobs, or as many as have this memory or these cores together. Returns at once."""
+        if jobs is not None:
+            n = max(n or 0, jobs * self.processes)
+        return super().scale(n, memory, cores)
+
+    def adapt(
+        self, *args: Any, minimum_jobs: int | None = None, maximum_jobs: int | None = None, **options: Any
+    ) -> Any:
+        """Let the load decide, between bounds in workers, jobs, cores or memory. Jobs that wait in the queue count."""
+        if minimum_jobs is not None:
+            options["minimum"] = minimum_jobs * self.processes
+        if maximum_jobs is not None:
+            options["maximum"] = maximum_jobs * self.processes
+        return super().adapt(*args, **options)
+
+    def jobs(self) -> dict[str, JobStatus]:
+        """What the queue says of each job, by its name."""
+        return {str(name): job.queue_status for name, job in self.workers.items()}

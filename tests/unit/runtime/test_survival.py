@@ -1,0 +1,156 @@
+"""Lost connections and lost schedulers: work goes on, futures stay valid."""
+
+import asyncio
+import contextlib
+
+import pytest
+from daskfleet import Client, Scheduler, Worker
+from daskfleet.client import core
+
+
+@contextlib.asynccontextmanager
+async def cluster(n_workers=2):
+    scheduler = await Scheduler(host="127.0.0.1", port=0, dashboard_address=None)
+    workers = [await Worker(scheduler.address, nthreads=1, name=f"w{i}") for i in range(n_workers)]
+    client = await Client(scheduler.address, asynchronous=True, set_as_default=False)
+    try:
+        yield scheduler, workers, client
+    finally:
+        await client.close()
+        for worker in workers:
+            await worker.close()
+        await scheduler.close()
+
+
+async def restarted(scheduler):
+    """A new scheduler in the place of one that ended without a word."""
+    port = int(scheduler.address.rpartition(":")[2])
+    await scheduler.close()
+    return await Scheduler(host="127.0.0.1", port=port, dashboard_address=None)
+
+
+async def until(condition):
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def cut(client):
+    """End the client's connection as a broken network would."""
+    client._scheduler.abort()
+
+
+def big(i):
+    return bytes(100_000) + bytes([i])
+
+
+async def test_a_client_whose_connection_breaks_goes_on():
+    async with cluster() as (scheduler, _, client):
+        done = client.submit(big, 7)
+        await done
+        started, go_on = asyncio.Event(), asyncio.Event()
+
+        async def wait_here():
+            started.set()
+            await go_on.wait()
+            return "through"
+
+        running = client.submit(wait_here, key="running")
+        await until(lambda: client.status == "running" and scheduler.state.counts["processing"])
+        cut(client)
+        late = client.submit(sum, [1, 2], key="late")
+        await until(lambda: client.status == "running")
+        assert (await done)[-1] == 7
+        assert await late == 3
+        await client.run(lambda: None)
+        await until(lambda: scheduler.state.keys["running"].attempt == 1)
+        running.release()
+
+
+async def test_nothing_sent_is_lost_when_the_connection_breaks_at_once():
+    async with cluster() as (_, _, client):
+        for round in range(5):
+            futures = client.map(lambda x, round: (x, round), range(500), round=round)
+            await asyncio.sleep(0.001 * round)
+            cut(client)
+            assert await client.gather(futures) == [(x, round) for x in range(500)]
+
+
+async def test_a_client_that_does_not_come_back_is_forgotten(monkeypatch):
+    monkeypatch.setattr("daskfleet.scheduler.server.CLIENT_GRACE", 0.05)
+    monkeypatch.setattr(core, "RECONNECT", 0.0)
+    async with cluster() as (scheduler, _, client):
+        future = client.submit(sum, [1, 2])
+        await future
+        client._target = "tcp://127.0.0.1:1"
+        cut(client)
+        await until(lambda: not scheduler.state.tasks)
+        assert not scheduler.state.clients
+        await until(lambda: client.status == "closed")
+
+
+async def test_a_restarted_scheduler_gets_back_workers_data_and_clients():
+    async with cluster() as (scheduler, workers, client):
+        finished = client.map(big, range(10))
+        await client.gather(finished)
+        inputs = client.map(big, range(10, 20))
+        new = await restarted(scheduler)
+        try:
+            dependent = client.map(len, finished + inputs)
+            assert await client.gather(dependent) == [100_001] * 20
+            assert [value[-1] for value in await client.gather(finished)] == list(range(10))
+            assert {ts.attempt for ts in new.state.tasks.values() if ts.key in {f.key for f in finished}} == {0}
+            assert set(new.state.workers) == {worker.address for worker in workers}
+        finally:
+            await new.close()
+
+
+async def test_work_that_was_running_is_done_after_the_restart():
+    async with cluster() as (scheduler, _, client):
+        total = client.submit(sum, client.map(lambda x: x + 1, range(200)))
+        new = await restarted(scheduler)
+        try:
+            assert await total == sum(range(1, 201))
+        finally:
+            await new.close()
+
+
+async def test_what_nobody_wants_after_a_restart_goes(monkeypatch):
+    monkeypatch.setattr("daskfleet.scheduler.server.TAKE_OVER", 0.3)
+    async with cluster() as (scheduler, workers, client):
+        future = client.submit(big, 1)
+        await future
+        await client.close()
+        new = await restarted(scheduler)
+        try:
+            await until(lambda: len(new.state.workers) == 2)
+            await until(lambda: not new.state.tasks and not any(worker.machine.data for worker in workers))
+        finally:
+            await new.close()
+
+
+async def test_data_that_did_not_come_back_is_computed_again_or_lost(monkeypatch):
+    monkeypatch.setattr("daskfleet.scheduler.server.TAKE_OVER", 0.3)
+    async with cluster(n_workers=1) as (scheduler, workers, client):
+        scattered = await client.scatter(bytes(100_000))
+        small = client.submit(sum, [1, 2])
+        await small
+        await workers[0].close()
+        new = await restarted(scheduler)
+        worker = await Worker(new.address, nthreads=1)
+        try:
+            assert await small == 3
+            with pytest.raises(Exception, match="gone"):
+                await client.submit(len, scattered)
+        finally:
+            await worker.close()
+            await new.close()
+
+
+async def test_a_cluster_that_ends_on_purpose_is_not_looked_for():
+    async with cluster() as (scheduler, _, client):
+        never = client.submit(lambda x: x, client.submit(asyncio.sleep, 1000), key="never")
+        await scheduler.close("the end", close_workers=True)
+        with pytest.raises(asyncio.CancelledError, match="the end"):
+            await never
+        assert client.status == "closed"
