@@ -1,8 +1,8 @@
 """Code of the user's that runs inside a scheduler, worker or nanny as it starts: `Preloads`.
 
-A preload is a module's name, a ``.py`` file or a URL. It may define ``dask_setup(server)`` and ``dask_teardown(server)``,
-each plain or a coroutine; and ``dask_setup`` may be a click command, which then gets the command line's own extra
-arguments. The behaviour is that of distributed's ``--preload``.
+A preload is a module's name, a ``.py`` file or a URL. It may define ``dask_setup(server)`` and
+``dask_teardown(server)``, each plain or a coroutine; and ``dask_setup`` may be a click command, which then gets the
+command line's own extra arguments. The behaviour is that of distributed's ``--preload``.
 """
 
 from __future__ import annotations

@@ -44,6 +44,40 @@ def tls_options(function: F) -> F:
     return function
 
 
+def preload_options(*names: str) -> Callable[[F], F]:
+    """``--preload`` and the like, and the ``PRELOAD_ARGV`` behind the options."""
+    texts = {"--preload": "it", "--preload-nanny": "each nanny"}
+
+    def add(function: F) -> F:
+        function = click.argument("preload_argv", nargs=-1, type=click.UNPROCESSED)(function)
+        for name in reversed(names):
+            text = f"Module, .py file or URL to run in {texts[name]} as it starts; may be repeated."
+            function = click.option(name, multiple=True, default=(), help=text)(function)
+        return function
+
+    return add
+
+
+def check_argv(argv: tuple[str, ...], *preloads: tuple[str, ...]) -> None:
+    """Arguments that nobody is there for are mistakes."""
+    if argv and not any(preloads):
+        if argv[0].startswith("-"):
+            raise click.NoSuchOption(argv[0], ctx=click.get_current_context())
+        raise click.UsageError(f"unexpected argument {argv[0]!r}", click.get_current_context())
+
+
+def seconds(option: str, text: str | None) -> float | None:
+    """Seconds of a text such as ``10 minutes``. Raises ValueError that names the option."""
+    if not text:
+        return None
+    from dask.utils import parse_timedelta
+
+    try:
+        return float(parse_timedelta(text))
+    except (KeyError, ValueError):
+        raise ValueError(f'{option} {text!r}: expected something like "60", "30s" or "10 minutes"') from None
+
+
 def security(role: str, tls_ca_file: str | None, tls_cert: str | None, tls_key: str | None) -> Security:
     """The `Security` of a command's TLS options; the token comes from the environment."""
     options: dict[str, Any] = {"tls_ca_file": tls_ca_file, f"tls_{role}_cert": tls_cert, f"tls_{role}_key": tls_key}

@@ -3,16 +3,68 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from pathlib import Path
+from typing import Any
 
 import click
 
-from daskfleet.cli.common import fail, first, pid_file, run, security, set_up_logging, tls_options, version_option
+from daskfleet.cli.common import (
+    check_argv,
+    fail,
+    first,
+    pid_file,
+    preload_options,
+    run,
+    security,
+    set_up_logging,
+    tls_options,
+    version_option,
+)
+from daskfleet.cli.common import seconds as _seconds
+from daskfleet.exceptions import DaskfleetError
+from daskfleet.security import Security, new_token
 
 logger = logging.getLogger("daskfleet.scheduler")
 
 
-@click.command(name="dask-scheduler", context_settings={"show_default": True})
+def renew(file: str, guard: Security, port: int) -> int:
+    """Take over from the scheduler that has written `file` before us: its token, and the port if that is open to us.
+
+    Workers and clients of that one find us, and their token still holds. The token stays in the file otherwise, too: it
+    travels nowhere else, and only the file's owner can read it. Returns the port to listen on.
+    """
+    import json
+
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        before = json.loads(Path(file).read_text())
+        guard.token = guard.token or before["token"]
+        port = port or int(str(before["address"]).rpartition(":")[2])
+    guard.token = guard.token or new_token()
+    return port
+
+
+def serve_jupyter(scheduler: Any, guard: Security) -> None:
+    """Serve JupyterLab by the scheduler's own HTTP server. Raises ValueError if it is not installed."""
+    try:
+        from jupyter_server.serverapp import ServerApp
+        from traitlets.config import Config
+    except ImportError:
+        raise ValueError("--jupyter needs Jupyter: pip install jupyterlab") from None
+    token = guard.token or new_token()
+    base = f"{scheduler.http.mounts.prefix}/jupyter"
+    options = {"base_url": base, "allow_remote_access": True, "allow_root": True, "open_browser": False}
+    jupyter = ServerApp.instance(config=Config({"ServerApp": options, "IdentityProvider": {"token": token}}))
+    jupyter.initialize(argv=[], new_httpserver=False)
+    scheduler.http.mounts.others[base] = jupyter.web_app
+    if guard.token is None:
+        logger.info("   Jupyter at: %25s", f"{base}?token={token}")
+    else:
+        logger.info("   Jupyter at: %25s, with the cluster's token", base)
+
+
+@click.command(name="dask-scheduler", context_settings={"show_default": True, "ignore_unknown_options": True})
 @click.option("--host", default="", help="Address to listen on.  [default: every interface]", show_default=False)
 @click.option("--port", type=click.IntRange(0, 65535), default=8786, help="Port to listen on, 0 for any free one.")
 @click.option("--interface", default=None, help='Network interface to listen on, such as "eth0" or "ib0".')
@@ -23,6 +75,9 @@ logger = logging.getLogger("daskfleet.scheduler")
 @click.option("--pid-file", "pid_path", default=None, help="File to write the process id to.")
 @click.option("--scheduler-file", default=None, help="File to write the address to, for workers and clients to read.")
 @click.option("--idle-timeout", default=None, help='End after so long without work, such as "10 minutes".')
+@click.option("--dashboard-prefix", default="", help="Path before the dashboard's, such as /dask, behind a proxy.")
+@click.option("--jupyter", is_flag=True, help="Serve JupyterLab below the dashboard, at /jupyter, for this token.")
+@preload_options("--preload")
 @version_option
 def main(
     host: str,
@@ -37,20 +92,26 @@ def main(
     pid_path: str | None,
     scheduler_file: str | None,
     idle_timeout: str | None,
+    dashboard_prefix: str,
+    jupyter: bool,
+    preload: tuple[str, ...],
+    preload_argv: tuple[str, ...],
 ) -> None:
-    """Start a Dask scheduler. Workers and clients connect to the address that it logs."""
-    from dask.utils import parse_timedelta
+    """Start a Dask scheduler. Workers and clients connect to the address that it logs.
 
+    PRELOAD_ARGV goes to a preload whose dask_setup is a click command.
+    """
     from daskfleet.deploy.scheduler_file import write
     from daskfleet.scheduler.server import Scheduler
 
     set_up_logging()
+    check_argv(preload_argv, preload)
     try:
         guard = security("scheduler", tls_ca_file, tls_cert, tls_key)
-        if scheduler_file and not guard.token:
-            from daskfleet.security import new_token
-
-            guard.token = new_token()  # it travels in the file, which only its owner can read
+        if scheduler_file:
+            port = renew(scheduler_file, guard, port)
+        if jupyter and not dashboard:
+            raise ValueError("--jupyter needs the dashboard, below which it is served")
         scheduler = Scheduler(
             host=host,
             port=port,
@@ -58,7 +119,9 @@ def main(
             protocol=protocol or ("tls" if guard.encrypted else "tcp"),
             dashboard_address=dashboard_address if dashboard else None,
             security=guard,
-            idle_timeout=parse_timedelta(idle_timeout) if idle_timeout else None,
+            idle_timeout=_seconds("--idle-timeout", idle_timeout),
+            preload=preload or None,
+            preload_argv=preload_argv,
         )
     except ValueError as error:
         fail(error)
@@ -66,14 +129,21 @@ def main(
     async def serve(stop: asyncio.Event) -> int:
         try:
             await scheduler.start()
+            if scheduler.http is not None:
+                scheduler.http.mounts.prefix = "/" + prefix if (prefix := dashboard_prefix.strip("/")) else ""
+            if jupyter:
+                serve_jupyter(scheduler, guard)
             if scheduler_file:
                 write(scheduler_file, scheduler.identity(), guard)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, DaskfleetError) as error:
             fail(error)
         logger.info("  Scheduler at: %25s", scheduler.address)
         if scheduler.dashboard_port:
             shown = scheduler.address.partition("://")[2].rpartition(":")[0]
-            logger.info("  dashboard at: %25s", f"http://{shown}:{scheduler.dashboard_port}/status")
+            logger.info(
+                "  dashboard at: %25s",
+                f"http://{shown}:{scheduler.dashboard_port}{scheduler.http.mounts.prefix}/status",
+            )
         if not guard.token and not guard.encrypted:
             logger.warning(
                 "No token: whoever reaches this port can run code here. Set DASKFLEET_TOKEN for scheduler, workers and "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -12,7 +14,19 @@ import dask
 
 from daskfleet import system
 from daskfleet.cli import common
-from daskfleet.cli.common import fail, first, pid_file, run, security, set_up_logging, tls_options, version_option
+from daskfleet.cli.common import (
+    check_argv,
+    fail,
+    first,
+    pid_file,
+    preload_options,
+    run,
+    security,
+    set_up_logging,
+    tls_options,
+    version_option,
+)
+from daskfleet.cli.common import seconds as _seconds
 from daskfleet.exceptions import DaskfleetError
 
 logger = logging.getLogger("daskfleet.worker")
@@ -63,7 +77,7 @@ def how_many(nworkers: str) -> int:
     return number
 
 
-@click.command(name="dask-worker", context_settings={"show_default": True})
+@click.command(name="dask-worker", context_settings={"show_default": True, "ignore_unknown_options": True})
 @click.argument("scheduler", required=False)
 @tls_options
 @click.option("--worker-port", type=Ports(), default=0, help="Port, or lo:hi for the first free one of a range.")
@@ -84,27 +98,71 @@ def how_many(nworkers: str) -> int:
 @click.option("--resources", type=Resources(), default=None, help='Amounts of abstract resources: "GPU=2 MEM=10e9".')
 @click.option("--scheduler-file", default=None, help="File that the scheduler has written its address to.")
 @click.option("--death-timeout", default=None, help="Give up on a scheduler that does not answer for so long.")
+@click.option("--nanny-port", type=Ports(), default=0, help="Taken for compatibility: nannies open no port here.")
+@click.option("--lifetime", default=None, help='Hand the data over and leave after so long, such as "1 hour".')
+@click.option("--lifetime-stagger", default="0 s", help="At most so much sooner or later, by chance.")
+@click.option("--lifetime-restart/--no-lifetime-restart", default=False, help="Start anew instead of leaving.")
+@click.option("--worker-class", default=None, help="Class of the workers.  [default: daskfleet.Worker]")
+@preload_options("--preload", "--preload-nanny")
 @version_option
 def main(scheduler: str | None, **options: Any) -> None:
     """Start Dask workers for the scheduler at SCHEDULER, such as tcp://10.0.0.1:8786.
 
     Without SCHEDULER it is the one in --scheduler-file or in DASK_SCHEDULER_ADDRESS. The scheduler may be started
-    later: workers wait for it.
+    later: workers wait for it. PRELOAD_ARGV goes to a preload whose dask_setup is a click command.
     """
     set_up_logging()
+    if scheduler is not None and scheduler.startswith("-"):
+        options["preload_argv"], scheduler = (scheduler, *options["preload_argv"]), None
+    check_argv(options["preload_argv"], options["preload"], options["preload_nanny"])
     try:
         count = how_many(options["nworkers"])
         settings = _settings(scheduler, options, count)
+        kind, more = _kind(options)
+        life = Life(
+            _seconds("--lifetime", options["lifetime"]),
+            _seconds("--lifetime-stagger", options["lifetime_stagger"]) or 0.0,
+            options["lifetime_restart"],
+        )
     except (ValueError, OSError) as error:
         fail(error)
     with pid_file(options["pid_path"]):
-        run(lambda stop: serve(stop, settings, count, options["nanny"]))
+        run(lambda stop: serve(stop, kind, {**settings, **more}, count, life))
+
+
+def _kind(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What to start, and what it takes besides the settings of a worker."""
+    from daskfleet.deploy.spec import load_class
+    from daskfleet.worker.nanny import Nanny
+    from daskfleet.worker.server import Worker
+
+    given = load_class(options["worker_class"]) if options["worker_class"] else None
+    if given is not None and not (isinstance(given, type) and issubclass(given, (Worker, Nanny))):
+        raise ValueError(f"--worker-class {options['worker_class']}: it is neither a Worker nor a Nanny")
+    more: dict[str, Any] = {}
+    kind: Any = given or Worker
+    if options["nanny"] and not issubclass(kind, Nanny):
+        kind, more = Nanny, {"worker_class": kind}
+    if issubclass(kind, Nanny):
+        more |= {"preload_nanny": options["preload_nanny"] or None, "preload_nanny_argv": options["preload_argv"]}
+    return kind, more
+
+
+@dataclass(frozen=True)
+class Life:
+    """How long workers live, in seconds, and whether others follow them."""
+
+    seconds: float | None
+    stagger: float
+    restart: bool
+
+    def draw(self) -> float | None:
+        """One worker's."""
+        return None if self.seconds is None else max(0.0, self.seconds + random.uniform(-self.stagger, self.stagger))
 
 
 def _settings(scheduler: str | None, options: dict[str, Any], count: int) -> dict[str, Any]:
     """Keyword arguments of each `Worker`, the name aside."""
-    from dask.utils import parse_timedelta
-
     from daskfleet.comm import parse_address
 
     guard = security("worker", options["tls_ca_file"], options["tls_cert"], options["tls_key"])
@@ -139,41 +197,52 @@ def _settings(scheduler: str | None, options: dict[str, Any], count: int) -> dic
         "resources": options["resources"],
         "local_directory": options["local_directory"],
         "security": guard,
-        "death_timeout": parse_timedelta(options["death_timeout"]) if options["death_timeout"] else None,
+        "death_timeout": _seconds("--death-timeout", options["death_timeout"]),
+        "preload": options["preload"] or None,
+        "preload_argv": options["preload_argv"],
         "dashboard_address": options["dashboard_address"] if options["dashboard"] else None,
     }
 
 
-async def serve(stop: asyncio.Event, settings: dict[str, Any], count: int, nanny: bool) -> int:
+async def serve(stop: asyncio.Event, kind: Any, settings: dict[str, Any], count: int, life: Life) -> int:
     """Run the workers until all have ended or `stop` is set; the exit status."""
-    from daskfleet.worker.nanny import Nanny
-    from daskfleet.worker.server import Worker
-
-    kind = Nanny if nanny else Worker
     name = settings.pop("name")
     names = [name] if count == 1 else [f"{name}-{i}" if name else None for i in range(count)]
-    servers: list[Any] = [kind(name=name, **settings) for name in names]
-    if nanny:
-        common.own_children = lambda: {server.pid for server in servers if server.pid is not None}
+    servers: dict[int, Any] = {}
+    common.own_children = lambda: {pid for server in servers.values() if (pid := getattr(server, "pid", None))}
 
-    async def one(server: Any) -> str | None:
-        try:
-            await server.start()
-        except (OSError, ValueError, TimeoutError, DaskfleetError) as error:
-            return str(error)
-        logger.info("      Start worker at: %25s", getattr(server, "worker_address", "") or server.address)
-        await server.finished()
-        return None
+    async def one(place: int) -> str | None:
+        while True:
+            server = servers[place] = kind(name=names[place], **settings)
+            try:
+                await server.start()
+            except (OSError, ValueError, TimeoutError, DaskfleetError) as error:
+                return str(error)
+            logger.info("      Start worker at: %25s", getattr(server, "worker_address", "") or server.address)
+            try:
+                await asyncio.wait_for(server.finished(), life.draw())
+                return None
+            except TimeoutError:
+                logger.info("the lifetime of %s is over", server.name)
+            await _leave(server)
+            if not life.restart or stop.is_set():
+                return None
 
-    runs = [asyncio.ensure_future(one(server)) for server in servers]
+    runs = [asyncio.ensure_future(one(place)) for place in range(count)]
     await first(stop.wait(), asyncio.wait(runs))
     if stop.is_set():
-        end = "close" if nanny else "close_gracefully"
-        await asyncio.gather(*(getattr(server, end)() for server in servers if server.status != "init"))
-    errors = [run.result() for run in runs if run.done() and not run.cancelled() and run.result()]
+        await asyncio.gather(*(_leave(server) for server in servers.values() if server.status != "init"))
+    errors = [each.result() for each in runs if each.done() and not each.cancelled() and each.result()]
+    for each in runs:
+        each.cancel()
     if errors and not stop.is_set():
         fail(errors[0] or "")
     return 0
+
+
+async def _leave(server: Any) -> None:
+    """End a worker, its data handed over: a nanny's `close` does that."""
+    await getattr(server, "close_gracefully", server.close)()
 
 
 if __name__ == "__main__":

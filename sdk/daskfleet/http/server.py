@@ -15,8 +15,9 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tornado import web
+from tornado import httputil, web
 from tornado.httpserver import HTTPServer
+from tornado.routing import Router
 
 from daskfleet.comm.addresses import parse_address
 from daskfleet.comm.tcp import bind
@@ -47,6 +48,23 @@ def parse_http_address(text: str) -> tuple[str, int]:
     return parse_address(f"{host}:{port}").host if host else "", int(port)
 
 
+class Mounts(Router):
+    """An application, under a prefix too, and others below paths of their own."""
+
+    def __init__(self, application: web.Application) -> None:
+        self._application = application
+        self.prefix = ""
+        self.others: dict[str, web.Application] = {}
+
+    def find_handler(self, request: httputil.HTTPServerRequest, **kwargs: Any) -> httputil.HTTPMessageDelegate | None:
+        for path, other in self.others.items():
+            if request.path == path or request.path.startswith(path + "/"):
+                return other.find_handler(request, **kwargs)
+        if self.prefix and (request.path == self.prefix or request.path.startswith(self.prefix + "/")):
+            request.path = request.path[len(self.prefix) :] or "/"
+        return self._application.find_handler(request, **kwargs)
+
+
 class HttpService:
     """A running server; made by `start`.
 
@@ -56,8 +74,11 @@ class HttpService:
         The port that was bound.
     """
 
-    def __init__(self, server: HTTPServer, port: int, on_stop: Sequence[Callable[[], None]] = ()) -> None:
+    def __init__(
+        self, server: HTTPServer, mounts: Mounts, port: int, on_stop: Sequence[Callable[[], None]] = ()
+    ) -> None:
         self._server = server
+        self.mounts = mounts
         self._on_stop = list(on_stop)
         self.port = port
 
@@ -96,15 +117,16 @@ async def start(
     application = web.Application(
         list(routes), default_handler_class=NotFound, log_function=_log, security=security, **settings
     )
+    mounts = Mounts(application)
     server = HTTPServer(
-        application,
+        mounts,
         max_header_size=MAX_REQUEST,
         max_body_size=MAX_REQUEST,
         idle_connection_timeout=IDLE,
         body_timeout=BODY,
     )
     server.add_sockets([sock])
-    return HttpService(server, bound, on_stop)
+    return HttpService(server, mounts, bound, on_stop)
 
 
 def _bind(host: str, port: int, usual_port: int) -> socket.socket:

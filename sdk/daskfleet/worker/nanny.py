@@ -13,12 +13,13 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from daskfleet import system
 from daskfleet.exceptions import DaskfleetError
+from daskfleet.preload import Preloads
 from daskfleet.worker.link import AGAIN, Lines, NannyPlugins, say
 from daskfleet.worker.memory import Thresholds
 

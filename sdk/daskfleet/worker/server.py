@@ -212,6 +212,7 @@ class Worker:
         self.status = "closed"
         if reason:
             logger.info("closing: %s", reason)
+        await self.preloads.teardown()
         if self in context.workers:
             context.workers.remove(self)
         for task in list(self._tasks):
