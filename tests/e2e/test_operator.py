@@ -1,0 +1,218 @@
+"""The operator in the cluster, from its image and with its rights, and real schedulers and workers under it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
+from operator_bed import Json, Namespace, eventually
+
+SAMPLES = Path(__file__).parents[2] / "crds" / "samples"
+
+# Run in a runner pod: tasks that record each run of theirs on disk of no worker, but in the result.
+WORK = """
+import time
+from daskfleet import Client
+def work(n):
+    time.sleep(0.05)
+    return n
+with Client() as client:
+    client.wait_for_workers(WORKERS, timeout=60)
+    print("begun", flush=True)
+    results = client.gather(client.map(work, range(TASKS), pure=False))
+    assert results == list(range(TASKS)), "a task was lost"
+    print("all", len(results), "results", flush=True)
+"""
+
+
+@pytest.fixture
+def lab(operator_in_cluster: Any, namespace: str) -> Namespace:
+    return Namespace(operator_in_cluster, namespace)
+
+
+def cluster(name: str, workers: int, **spec: Any) -> Json:
+    made: Json = yaml.safe_load((SAMPLES / "daskcluster.yaml").read_text())
+    made["metadata"]["name"] = name
+    made["spec"]["worker"]["replicas"] = workers
+    made["spec"]["scheduler"]["service"]["selector"]["dask.org/cluster-name"] = name
+    made["spec"] |= spec
+    return made
+
+
+def job(name: str, program: str, workers: int, **spec: Any) -> Json:
+    made: Json = yaml.safe_load((SAMPLES / "daskjob.yaml").read_text())
+    made["metadata"]["name"] = name
+    made["spec"]["job"]["spec"]["containers"][0]["args"] = ["python", "-u", "-c", program]
+    made["spec"]["cluster"]["spec"]["worker"]["replicas"] = workers
+    made["spec"]["cluster"]["spec"]["scheduler"]["service"]["selector"]["dask.org/cluster-name"] = name
+    made["spec"] |= spec
+    return made
+
+
+def ready(lab: Namespace, group: str) -> list[Json]:
+    def is_ready(pod: Json) -> bool:
+        conditions = pod.get("status", {}).get("conditions", [])
+        return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+
+    return [pod for pod in lab.workers(group) if is_ready(pod)]
+
+
+def registered(lab: Namespace, name: str) -> list[str]:
+    """Names of the workers the scheduler knows."""
+    path = f"/api/v1/namespaces/{lab.name}/services/{name}-scheduler:8787/proxy/api/v1/get_workers"
+    try:
+        answer = lab.kubectl("get", "--raw", path)
+    except Exception as error:
+        raise AssertionError(str(error)) from error
+    return [worker["name"] for worker in json.loads(answer)["workers"]]
+
+
+def runner_log(lab: Namespace, name: str) -> str:
+    if lab.get("pod", f"{name}-runner").get("status", {}).get("phase") not in ("Running", "Succeeded", "Failed"):
+        return ""
+    return lab.kubectl("logs", f"{name}-runner")
+
+
+def test_a_cluster_runs_scales_and_goes(lab: Namespace) -> None:
+    lab.apply(cluster("run", 2))
+    eventually(lambda: lab.get("dsk", "run").get("status", {}).get("phase") == "Running", "phase Running", 60)
+    names = eventually(lambda: len(found := registered(lab, "run")) == 2 and found, "two workers at the scheduler", 60)
+    assert sorted(names) == sorted(pod["metadata"]["name"] for pod in lab.workers("run-default"))
+    lab.kubectl("scale", "daskworkergroup", "run-default", "--replicas=4")
+    eventually(lambda: len(registered(lab, "run")) == 4, "four workers at the scheduler", 60)
+    lab.kubectl("scale", "daskworkergroup", "run-default", "--replicas=1")
+    eventually(lambda: len(registered(lab, "run")) == 1, "one worker at the scheduler", 60)
+    (left,) = eventually(lambda: len(found := lab.workers("run-default")) == 1 and found, "one pod")
+    assert registered(lab, "run") == [left["metadata"]["name"]]
+    status = lab.get("daskworkergroup", "run-default")["status"]
+    assert (status["replicas"], status["readyReplicas"]) == (1, 1)
+    assert lab.condition("dsk", "run", "Ready")["status"] == "True"
+    lab.kubectl("delete", "dsk", "run")
+    eventually(lambda: not lab.items("pods", "dask.org/cluster-name=run"), "no pods", 60)
+
+
+def test_workers_and_scheduler_that_are_lost_come_back(lab: Namespace) -> None:
+    lab.apply(cluster("lost", 2))
+    before = eventually(lambda: len(found := registered(lab, "lost")) == 2 and found, "two workers", 60)
+    lab.kubectl("delete", "pod", before[0], "--wait=false")
+    eventually(lambda: len(now := registered(lab, "lost")) == 2 and before[0] not in now, "another worker", 60)
+    lab.kubectl("delete", "pod", "-l", "dask.org/cluster-name=lost,dask.org/component=scheduler", "--wait=false")
+    eventually(lambda: lab.get("dsk", "lost")["status"]["phase"] == "Pending", "phase Pending", 60)
+    eventually(lambda: lab.get("dsk", "lost")["status"]["phase"] == "Running", "phase Running", 60)
+    eventually(lambda: len(registered(lab, "lost")) == 2, "the workers at the new scheduler", 60)
+
+
+def test_a_job_runs_to_its_end_and_takes_its_cluster_along(lab: Namespace) -> None:
+    lab.apply(SAMPLES / "daskjob.yaml")
+    eventually(lambda: lab.get("djb", "count").get("status", {}).get("jobStatus") == "Successful", "success", 90)
+    assert runner_log(lab, "count").strip().splitlines()[-1] == str(sum(n * n for n in range(100)))
+    status = lab.get("djb", "count")["status"]
+    assert status["startTime"] <= status["endTime"]
+    eventually(lambda: not lab.get("dsk", "count"), "the cluster to go", 60)
+
+
+def test_a_job_that_fails_is_tried_again_and_then_failed(lab: Namespace) -> None:
+    lab.apply(job("bad", "raise SystemExit(3)", 0, backoffLimit=1, ttlSecondsAfterFinished=3))
+    eventually(lambda: lab.get("djb", "bad").get("status", {}).get("jobStatus") == "Failed", "failure", 90)
+    assert lab.get("djb", "bad")["status"]["failed"] == 2
+    eventually(lambda: not lab.get("djb", "bad"), "the job to go when its time has come", 60)
+
+
+def test_no_task_is_lost_when_workers_are_taken_away_under_load(lab: Namespace) -> None:
+    program = WORK.replace("WORKERS", "4").replace("TASKS", "400")
+    lab.apply(job("shrink", program, 4, backoffLimit=0))
+    eventually(lambda: "begun" in runner_log(lab, "shrink"), "the work to begin", 90)
+    lab.kubectl("scale", "daskworkergroup", "shrink-default", "--replicas=1")
+    eventually(lambda: len(lab.workers("shrink-default")) == 1, "one worker", 60)
+    eventually(
+        lambda: lab.get("djb", "shrink")["status"]["jobStatus"] in ("Successful", "Failed"), "the end of the work", 90
+    )
+    assert "all 400 results" in runner_log(lab, "shrink")
+
+
+def test_an_edit_rolls_workers_and_scheduler_and_work_goes_on(lab: Namespace) -> None:
+    program = WORK.replace("WORKERS", "2").replace("TASKS", "400")
+    manifest = cluster("roll", 2)
+    lab.apply(manifest)
+    eventually(lambda: len(registered(lab, "roll")) == 2, "two workers", 60)
+    before = {pod["metadata"]["uid"] for pod in lab.workers("roll-default")}
+    env = [
+        {"name": "DASK_SCHEDULER_ADDRESS", "value": f"tcp://roll-scheduler.{lab.name}.svc.cluster.local:8786"},
+        {
+            "name": "DASKFLEET_TOKEN",
+            "valueFrom": {"secretKeyRef": {"name": "roll-token", "key": "token"}},
+        },
+    ]
+    image = manifest["spec"]["worker"]["spec"]["containers"][0]["image"]
+    container = {"name": "work", "image": image, "args": ["python", "-u", "-c", program], "env": env}
+    spec = {"restartPolicy": "Never", "containers": [container]}
+    lab.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "work"}, "spec": spec})
+    eventually(lambda: lab.get("pod", "work")["status"]["phase"] == "Running", "the program to start", 60)
+    eventually(lambda: "begun" in lab.kubectl("logs", "work"), "the work to begin", 60)
+    manifest["spec"]["worker"]["spec"]["containers"][0]["env"] = [{"name": "EDITED", "value": "yes"}]
+    lab.apply(manifest)
+    eventually(
+        lambda: len(now := ready(lab, "roll-default")) == 2 and not before & {pod["metadata"]["uid"] for pod in now},
+        "two new workers",
+        90,
+    )
+    eventually(lambda: lab.get("pod", "work")["status"]["phase"] in ("Succeeded", "Failed"), "the end of the work", 90)
+    assert "all 400 results" in lab.kubectl("logs", "work")
+
+
+def test_an_autoscaler_brings_workers_for_work_and_takes_them_away(lab: Namespace) -> None:
+    program = WORK.replace("WORKERS", "0").replace("TASKS", "600")
+    lab.apply(job("auto", program, 0, backoffLimit=0))
+    spec = {"cluster": "auto", "minimum": 0, "maximum": 4, "scaleDownDelaySeconds": 2, "cooldownSeconds": 0}
+    head = {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskAutoscaler", "metadata": {"name": "auto"}}
+    lab.apply({**head, "spec": {**spec, "scaleDownPercent": 100}})
+    eventually(lambda: len(lab.workers("auto-default")) >= 2, "more workers", 90)
+    eventually(lambda: lab.get("djb", "auto")["status"]["jobStatus"] in ("Successful", "Failed"), "the end", 90)
+    assert "all 600 results" in runner_log(lab, "auto")
+
+
+def test_an_idle_cluster_is_ended_and_a_busy_one_is_not(lab: Namespace) -> None:
+    lab.apply(cluster("idle", 1, idleTimeout=3))
+    eventually(lambda: lab.workers("idle-default"), "its worker")
+    eventually(lambda: not lab.get("dsk", "idle"), "the idle cluster to go", 60)
+    program = WORK.replace("WORKERS", "1").replace("TASKS", "120").replace("0.05", "0.1")  # twelve seconds of work
+    busy = job("busy", program, 1, backoffLimit=0)
+    busy["spec"]["cluster"]["spec"]["idleTimeout"] = 3
+    lab.apply(busy)
+    eventually(lambda: lab.get("djb", "busy").get("status", {}).get("jobStatus") == "Successful", "success", 90)
+    assert "all 120 results" in runner_log(lab, "busy")
+
+
+def test_a_worker_that_crashes_is_said_and_clears(lab: Namespace) -> None:
+    manifest = cluster("crash", 1)
+    manifest["spec"]["worker"]["spec"]["containers"][0]["args"] = ["python", "-c", "raise SystemExit(7)"]
+    lab.apply(manifest)
+    failure = eventually(
+        lambda: (
+            (c := lab.condition("daskworkergroup", "crash-default", "ReplicaFailure")).get("status") == "True" and c
+        ),
+        "the condition",
+        60,
+    )
+    assert failure["reason"] == "CrashLoop" and "exit code 7" in failure["message"]
+    lab.apply(cluster("crash", 1))
+    eventually(lambda: len(registered(lab, "crash")) == 1, "the mended worker", 60)
+    eventually(
+        lambda: lab.condition("daskworkergroup", "crash-default", "ReplicaFailure")["status"] == "False", "no failure"
+    )
+
+
+def test_pods_nobody_can_place_are_said(lab: Namespace) -> None:
+    manifest = cluster("placed", 1)
+    manifest["spec"]["worker"]["spec"]["nodeSelector"] = {"no-such-label": "true"}
+    lab.apply(manifest)
+    failure = eventually(
+        lambda: (c := lab.condition("dsk", "placed", "ReplicaFailure")).get("status") == "True" and c, "the condition"
+    )
+    assert failure["reason"] == "Unschedulable" and "cannot be placed on a node" in failure["message"]
