@@ -104,6 +104,7 @@ class Executor:
         self._growing = threading.Lock()
         self._interrupting = threading.Lock()
         self._interrupted: set[int] = set()
+        self._calling: dict[Task, float] = {}
         for _ in range(nthreads):
             self._add_thread()
 
@@ -132,8 +133,12 @@ class Executor:
         self._queue.put(None)
 
     def started(self, task: Task) -> float | None:
-        """When a thread began to run `task`, in seconds since the epoch; None if none does."""
-        return next((since for running, since in list(self.running.values()) if running is task), None)
+        """When a thread called the function of `task`, which has a timeout; None if none has yet."""
+        return self._calling.get(task)
+
+    def ended(self, task: Task) -> None:
+        """A task with a timeout has ended."""
+        self._calling.pop(task, None)
 
     def interrupt(self, task: Task, error: type[BaseException]) -> None:
         """Raise `error` in the thread that runs `task`, if one does."""
@@ -196,6 +201,8 @@ class Executor:
                 function = self._functions[task.function] = pickle.loads(task.function)
             args, kwargs = loads(task.payload)
             values = [_input(value) for value in task.inputs]
+            if task.timeout is not None:  # is about the call, not about importing what it needs
+                self._calling[task] = time.time()
             value = evaluate(function, args, kwargs, values)
             del args, kwargs, values
             if inspect.iscoroutine(value):

@@ -396,7 +396,7 @@ class Worker:
     def _on_outcomes(self, outcomes: list[Outcome]) -> None:
         machine = self.machine
         for outcome in outcomes:
-            if self._stopping.given_up:
+            if outcome.task.timeout is not None or self._stopping.given_up:
                 self._stopping.ended(outcome.task)
             if type(outcome) is Success:
                 machine.finished(
@@ -414,12 +414,12 @@ class Worker:
     async def _run_coroutine(self, suspended: Suspended) -> None:
         task, started = suspended.task, suspended.started
         context.coroutine.set(context.Coroutine(self, task))
-        self._stopping.coroutines[task] = asyncio.current_task()  # type: ignore[assignment]
+        self._stopping.awaiting(task)
         try:
             outcome: Outcome = success(task, await suspended.coroutine, time.perf_counter() - started)
         except BaseException as error:
             outcome = failure(task, error, time.perf_counter() - started)
-        self._stopping.coroutines.pop(task, None)
+        self._stopping.awaited(task)
         self._on_outcomes([outcome])
 
     async def _prepare(self, plugins: Sequence[tuple[str, str, bytes]]) -> None:

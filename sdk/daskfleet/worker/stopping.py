@@ -2,8 +2,8 @@
 
 A coroutine is cancelled. In a thread an exception is raised, which ends whatever runs Python code and is not determined
 to catch everything. Code that does not return to the interpreter (a C library, a system call) cannot be stopped that
-way: after a grace period the worker hands its data over and its process is replaced. Without a nanny to do so the thread
-is given up instead: another takes its place, and the task runs on unheeded.
+way: after a grace period the worker hands its data over and its process is replaced. Without a nanny to do so the
+thread is given up instead: another takes its place, and the task runs on unheeded.
 """
 
 from __future__ import annotations
@@ -32,8 +32,18 @@ class Stopping:
 
     def __init__(self, worker: Worker, executor: Executor) -> None:
         self._worker, self._executor = worker, executor
-        self.coroutines: dict[Task, asyncio.Task[None]] = {}
+        self._coroutines: dict[Task, tuple[asyncio.Task[None], float]] = {}
         self.given_up: set[Task] = set()
+
+    def awaiting(self, task: Task) -> None:
+        """The calling coroutine is about to run `task`; `awaited` says that it has."""
+        running = asyncio.current_task()
+        assert running is not None
+        self._coroutines[task] = running, time.time()
+
+    def awaited(self, task: Task) -> None:
+        """The end of `awaiting`."""
+        del self._coroutines[task]
 
     def watch(self, task: Task) -> None:
         """A task with a timeout has been handed to the threads."""
@@ -44,7 +54,7 @@ class Stopping:
         if task.state not in (EXECUTING, LONG_RUNNING) or self._worker.machine.tasks.get(task.id) is not task:
             return
         assert task.timeout is not None
-        started = self._executor.started(task)
+        started = self._coroutines[task][1] if task in self._coroutines else self._executor.started(task)
         left = task.timeout - (time.time() - started) if started is not None else task.timeout
         if left > 0:
             self._worker.loop.call_later(left, self._look, task)
@@ -61,9 +71,8 @@ class Stopping:
         if task.state not in (EXECUTING, LONG_RUNNING):
             return
         logger.info("stopping task %r", task.key)
-        coroutine = self.coroutines.get(task)
-        if coroutine is not None:
-            coroutine.cancel()
+        if task in self._coroutines:
+            self._coroutines[task][0].cancel()
         else:
             self._executor.interrupt(task, TaskStopped)
         self._worker.loop.call_later(GRACE, self._insist, task)
@@ -83,7 +92,8 @@ class Stopping:
             self._worker._advance()
 
     def ended(self, task: Task) -> None:
-        """It has ended after all."""
-        if self.given_up and task in self.given_up:
+        """It has ended, by itself or after all."""
+        self._executor.ended(task)
+        if task in self.given_up:
             self.given_up.discard(task)
             self._executor.shrink()

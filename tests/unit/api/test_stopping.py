@@ -129,13 +129,6 @@ def test_cancel_force_replaces_a_stuck_worker(client: Client) -> None:
 async def test_coroutines_are_cancelled(aclient: Client) -> None:
     ended = asyncio.Event()
 
-    async def sleep() -> None:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            get_worker().loop.call_soon_threadsafe(ended.set)
-
-    ended_of = {"x": ended}
     aclient.cluster.workers["0"].ended = ended
 
     async def marked() -> None:
@@ -144,7 +137,6 @@ async def test_coroutines_are_cancelled(aclient: Client) -> None:
         finally:
             get_worker().ended.set()
 
-    del ended_of, sleep
     with pytest.raises(TimeoutError, match="longer than its timeout"):
         await aclient.submit(marked, timeout=0.1, workers=["0"], pure=False)
     await asyncio.wait_for(ended.wait(), 20)
