@@ -45,13 +45,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             cluster = find()
             with cluster.lock():
                 cluster.up()
+        except (NoKubernetes, ClusterError) as error:
+            session.config.stash[CLUSTER] = str(error)
+            return
+        try:
+            with cluster.lock():
                 project.apply_definitions(cluster)
                 if "cluster_with_images" in wanted:
                     images.provide(cluster, *([images.NOTEBOOK] if "notebook_image" in wanted else []))
-        except (NoKubernetes, ClusterError) as error:
-            session.config.stash[CLUSTER] = str(error)
-        else:
-            session.config.stash[CLUSTER] = cluster
+        except ClusterError as error:
+            raise pytest.UsageError(str(error)) from error
+        session.config.stash[CLUSTER] = cluster
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import tools
-from .progress import run, say
+from .progress import ClusterError, run, say
 
 
 class NoKubernetes(Exception):
@@ -56,6 +56,14 @@ class Cluster(ABC):
         """Run kubectl against it and return what it prints."""
         command = [tools.kubectl(), f"--kubeconfig={self.kubeconfig}", *words]
         return run(command, input=input, timeout=timeout)
+
+    def answers(self) -> bool:
+        """Whether its API says that it is ready."""
+        try:
+            self.kubectl("get", "--raw", "/readyz", "--request-timeout=5s")
+        except ClusterError:
+            return False
+        return True
 
     @contextmanager
     def lock(self) -> Iterator[None]:

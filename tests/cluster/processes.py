@@ -14,6 +14,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from .progress import ClusterError
+
 
 def started_at(pid: int) -> str | None:
     """The start time of a live process in clock ticks since boot; None when it is gone or a zombie."""
@@ -57,8 +59,11 @@ class Processes:
                 if sent == signal.SIGKILL or time.monotonic() > deadline:
                     break
                 time.sleep(0.05)
+        deadline = time.monotonic() + 10
         for path in paths:
             while self._pid(path) is not None:
+                if time.monotonic() > deadline:
+                    raise ClusterError(f"process {self._pid(path)} ({path.stem}) does not end, even by SIGKILL")
                 time.sleep(0.02)
             path.unlink(missing_ok=True)
 

@@ -8,16 +8,24 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Cluster, images
-from tests.cluster.source_node import KERNEL_SETTINGS, PAUSE, SourceNode
+from tests.cluster.machine import KERNEL_SETTINGS
+from tests.cluster.node_config import PAUSE
+from tests.cluster.source_node import SourceNode
 
 
-@pytest.mark.parametrize("image", images.IMAGES, ids=lambda image: image.name)
-def test_the_image_on_the_cluster_is_this_working_trees(cluster_with_images: Cluster, image: images.Image) -> None:
-    found = images.inspect(image.tag, cluster_with_images.builder)
-    assert found is not None
-    assert found["inputs"] == images.inputs_of(image, cluster_with_images.builder)
-    assert cluster_with_images.has(image.tag, found["id"])
-    assert not cluster_with_images.has(image.tag, "sha256:another")
+def test_images_that_are_there_are_neither_built_nor_loaded_again(
+    cluster_with_images: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with cluster_with_images.lock():
+        images.provide(cluster_with_images)
+        capsys.readouterr()
+        images.provide(cluster_with_images)
+        assert capsys.readouterr().err == ""
+    for image in images.IMAGES:
+        found = images.inspect(image.tag, cluster_with_images.builder)
+        assert found is not None
+        assert cluster_with_images.has(image.tag, found["id"])
+        assert not cluster_with_images.has(image.tag, "sha256:another")
 
 
 def test_a_runtime_pod(cluster_with_images: Cluster, namespace: str) -> None:

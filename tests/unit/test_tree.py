@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 def tracked() -> list[Path]:
     said = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return [ROOT / name for name in said.stdout.split("\0") if name and (ROOT / name).exists()]
+    return [ROOT / name for name in said.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
 def test_the_folders_do_not_shadow_the_standard_library() -> None:
