@@ -33,6 +33,7 @@ from daskfleet.exceptions import DaskfleetError
 from daskfleet.loop import on_loop_thread, shared_loop
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
+from daskfleet.protocol.serialize import Serialized, join
 from daskfleet.security import Security
 from daskfleet.worker.context import in_task
 
@@ -396,9 +397,11 @@ class Core:
         states = [state for reference in list(self._by_cid.values()) if (state := reference()) is not None]
         # Futures that are done come first, since submissions may depend on them; those that are not come last, so that
         # the submissions that make them are known by then.
-        done = [(state.cid, state.key) for state in states if state.status in (FINISHED, ERROR)]
+        here = [state for state in states if state.status == FINISHED and state.value is not None]
+        known = [(state.cid, state.key, state.nbytes, state.type, _to_send(state.value)) for state in here]
+        there = [(s.cid, s.key) for s in states if s.status == ERROR or (s.status == FINISHED and s.value is None)]
         messages, cids = self._sent.unfinished()
-        for message in (("want", done), *messages):
+        for message in (("know", known), ("want", there), *messages):
             self._scheduler.send(message)
         self._scheduler.send(("want", [(state.cid, state.key) for state in states if state.status == PENDING]))
         self._scheduler.send(("release", [cid for cid in cids if cid not in self._by_cid]))
@@ -439,8 +442,6 @@ class Core:
             elif op == "lost":
                 for cid, reason in rows:
                     if (reference := find(cid)) is not None and (state := reference()) is not None:
-                        if state.status == FINISHED and state.value is not None:
-                            continue  # the cluster has lost it, but it is here
                         state.reason = reason
                         state.settle(CANCELLED)
             elif op == "pending":
@@ -503,6 +504,10 @@ class Core:
                 logger.exception("a callback of %r failed", future)
 
         self._in_thread(call)
+
+
+def _to_send(value: Serialized | None) -> Serialized | None:
+    return join(value) if type(value) is tuple else value
 
 
 def _configured_timeout() -> float | str:

@@ -12,6 +12,7 @@ client → scheduler
                             messages, `last` closes it
     ("want", rows)          rows: (cid, key)
     ("release", cids)
+    ("know", rows)          after a reconnection; rows: (cid, key, nbytes, type name, value)
     ("goodbye",)            before it closes the connection on purpose
     ("fire_and_forget", cids)
 scheduler → client

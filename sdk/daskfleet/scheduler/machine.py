@@ -170,6 +170,19 @@ class SchedulerState(Transitions):
             else:
                 self._want(client, cid, ts)
 
+    def know(self, client: ClientState, rows: Iterable[tuple[int, Key, int, str | None, Serialized]]) -> None:
+        """A client that comes back gives us the small results that it has; it wants them as before."""
+        for cid, key, size, kind, value in rows:
+            ts = self.keys.get(key)
+            if ts is None:
+                ts = self._new_task(key, self._prefix("adopted"))
+            if ts.state == RELEASED and ts.function is None:
+                ts.wants += (client, cid)
+                client.futures[cid] = ts
+                self._remember(ts, None, size, kind, join(value) if type(value) is tuple else value)
+            else:
+                self._want(client, cid, ts)
+
     def _want(self, client: ClientState, cid: int, ts: TaskState) -> None:
         if client.futures.get(cid) is not ts:  # a client that comes back wants the same again, to be told how it stands
             ts.wants += (client, cid)

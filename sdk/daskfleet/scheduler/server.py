@@ -366,6 +366,8 @@ class Scheduler:
                     state.submit(client, number, last, priority, functions, prefixes, rows)
                     if self.plugins.own:
                         self.notify("update_graph", scheduler=self, client=client.id, keys=keys_of(rows))
+                case ("know", rows):
+                    state.know(client, rows)
                 case ("goodbye",):
                     client.leaving = True
                 case ("release", cids):

@@ -124,20 +124,21 @@ class Transitions(Queues):
     def _remember(
         self,
         ts: TaskState,
-        worker: WorkerState,
+        worker: WorkerState | None,
         size: int,
         kind: str | None,
         value: Serialized | None,
     ) -> None:
-        """The data of `ts` is there: whoever waited for it may go on, and its own inputs may go."""
+        """The data of `ts` is there, on `worker` or here: whoever waited for it may go on, and its inputs may go."""
         active = ts.state in (WAITING, QUEUED, PROCESSING, NO_WORKER)
         self._enter(ts, MEMORY)
         self.suspects.pop(ts, None)
         ts.nbytes, ts.type = size, kind
-        if value is not None and self.inline_bytes < INLINE_BUDGET:
+        if value is not None and (worker is None or self.inline_bytes < INLINE_BUDGET):
             ts.value = value
             self.inline_bytes += nbytes(value)
-        self._add_copy(ts, worker)
+        if worker is not None:
+            self._add_copy(ts, worker)
         wants = ts.wants
         for i in range(0, len(wants), 2):
             self._tell(wants[i], "finished", (wants[i + 1], size, kind, value))
