@@ -106,7 +106,8 @@ class Handshake:
                     "the server asks for a token: pass security=Security(token=...) or set DASKFLEET_TOKEN"
                 )
             expected = _proof(self.token, "server", self._nonce, hello["nonce"])
-            if not hmac.compare_digest(hello.get("proof", b""), expected):
+            proof = hello.get("proof")
+            if not isinstance(proof, bytes) or not hmac.compare_digest(proof, expected):
                 raise AuthenticationError("the server has another token than this side")
             return {"proof": _proof(self.token, "client", self._nonce, hello["nonce"])}
         match messages:
