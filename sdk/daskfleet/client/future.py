@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 PENDING, FINISHED, ERROR, CANCELLED, LOST = "pending", "finished", "error", "cancelled", "lost"
 
 
+#: Most futures are never waited for one by one, so the list of who waits is made by the first who does.
+_making_lists = threading.Lock()
+
+
 class FutureState:
     """What the client knows of one key. Changed on the loop's thread only."""
 
@@ -51,7 +55,7 @@ class FutureState:
         self.client: Client = client
         self.key, self.cid = key, cid
         self.status = PENDING
-        self.callbacks: list[Callable[[], Any]] = []
+        self.callbacks: list[Callable[[], Any]] | None = None
         self.value: Serialized | None = None
         self.nbytes = 0
         self.type: str | None = None
@@ -77,10 +81,14 @@ class FutureState:
 
     def when_done(self, callback: Callable[[], Any]) -> None:
         """Call `callback` once, when there is a final status: on the loop's thread, or here and now."""
-        self.callbacks.append(callback)
+        with _making_lists:
+            callbacks = self.callbacks
+            if callbacks is None:
+                callbacks = self.callbacks = []
+        callbacks.append(callback)
         if self.status != PENDING:
             try:
-                self.callbacks.remove(callback)
+                callbacks.remove(callback)
             except ValueError:
                 return  # the loop was faster and has called it
             callback()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from dask._task_spec import TaskRef
@@ -12,6 +13,7 @@ from dask._task_spec import TaskRef
 from daskfleet.client.actors import Make
 from daskfleet.client.encode import PLAIN, encode_call, encode_function, function_name, split, token
 from daskfleet.client.future import CANCELLED, ERROR, PENDING, Future, FutureState
+from daskfleet.client.garbage import paused_collection
 from daskfleet.client.gathering import Gathering, find_states
 from daskfleet.client.options import task_options, worker_names
 from daskfleet.client.times import seconds
@@ -131,31 +133,34 @@ class Submitting(Gathering):
         options = task_options(workers, resources, retries, allow_other_workers, timeout, actor or actors)
         batch = batch_size or CHUNK
         futures: list[Future] = []
-        rows: list[tuple[Any, ...]] = []
         if kwargs and pure:
             digest = bytes.fromhex(token(digest, (), kwargs))
-        for position, args in enumerate(zip(*iterables, strict=False)):
-            if given is not None:
-                task_key: Key = given[position]
-            else:
-                task_key = f"{name}-{token(digest, args, {}) if pure else uuid.uuid4().hex}"
-            state, new = self._state(task_key)
-            futures.append(Future(state))
-            if not new:
-                continue
-            numbers = None
-            if len(args) == 1 and not kwargs and type(args[0]) in PLAIN:
-                payload: Serialized = pickle.dumps((args, kwargs), PROTOCOL)
-            else:
-                payload, dependencies = encode_call(args, kwargs)
-                if dependencies:
-                    numbers = [self._number(dependency) for dependency in dependencies]
-            rows.append((state.cid, task_key, 0, payload, numbers, 0, options))
-            if len(rows) == batch:
+        plain = all(isinstance(iterable, (list, tuple, range)) for iterable in iterables)
+        # Iterating over anything else may run the user's own code, which may count on the collector.
+        with paused_collection() if plain else nullcontext():
+            rows: list[tuple[Any, ...]] = []
+            for position, args in enumerate(zip(*iterables, strict=False)):
+                if given is not None:
+                    task_key: Key = given[position]
+                else:
+                    task_key = f"{name}-{token(digest, args, {}) if pure else uuid.uuid4().hex}"
+                state, new = self._state(task_key)
+                futures.append(Future(state))
+                if not new:
+                    continue
+                numbers = None
+                if len(args) == 1 and not kwargs and type(args[0]) in PLAIN:
+                    payload: Serialized = pickle.dumps((args, kwargs), PROTOCOL)
+                else:
+                    payload, dependencies = encode_call(args, kwargs)
+                    if dependencies:
+                        numbers = [self._number(dependency) for dependency in dependencies]
+                rows.append((state.cid, task_key, 0, payload, numbers, 0, options))
+                if len(rows) == batch:
+                    self._send(("tasks", next(self._graphs), True, priority, [blob], [name], rows))
+                    rows = []
+            if rows:
                 self._send(("tasks", next(self._graphs), True, priority, [blob], [name], rows))
-                rows = []
-        if rows:
-            self._send(("tasks", next(self._graphs), True, priority, [blob], [name], rows))
         return futures
 
     def _number(self, dependency: TaskRef) -> int:
