@@ -92,7 +92,12 @@ class Health:
             for namespace in self._namespaces:
                 params = {"resourceVersion": "0"}  # from the API server's cache: costs etcd nothing
                 path = kind.path(namespace)
-                answer = await self._api.request("GET", path, params=params, kind=kind.plural, accept=ONLY_METADATA)
+                try:
+                    answer = await self._api.request("GET", path, params=params, kind=kind.plural, accept=ONLY_METADATA)
+                except ApiError as error:
+                    if error.status == 404:  # the definitions are not there yet
+                        continue
+                    raise
                 for item in answer["items"] or ():  # null, not [], where there is none
                     meta = item["metadata"]
                     version = int(meta["resourceVersion"])

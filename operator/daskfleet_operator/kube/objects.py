@@ -21,7 +21,9 @@ def parse_time(text: str | None) -> float | None:
 class Pod:
     """One pod of a cluster.
 
-    ``trouble`` is what keeps it from being ready, as (reason, sentence): a reason of `plan.conditions`.
+    ``trouble`` is what keeps it from being ready, as (reason, sentence): a reason of `plan.conditions`. A container
+    that crashed and was started again counts as ready to the kubelet at once; it stays in trouble until
+    ``trouble_until``, or conditions and alerts would flap with every restart.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Pod:
     ip: str | None
     http_port: int
     trouble: tuple[str, str] | None
+    trouble_until: float | None
 
     @property
     def finished(self) -> bool:
@@ -54,6 +57,7 @@ class Pod:
         ready = conditions.get("Ready", {})
         is_ready = ready.get("status") == "True"
         retiring = conditions.get(names.RETIRING, {})
+        trouble = _trouble(meta["name"], status, {} if is_ready else conditions)
         return cls(
             name=meta["name"],
             uid=meta["uid"],
@@ -71,7 +75,8 @@ class Pod:
             owner=controller(raw),
             ip=status.get("podIP"),
             http_port=_http_port(raw),
-            trouble=None if is_ready else _trouble(meta["name"], status, conditions),
+            trouble=trouble,
+            trouble_until=_proven_at(status) if is_ready and trouble is not None else None,
         )
 
 
@@ -162,6 +167,7 @@ def _http_port(raw: Json) -> int:
     return names.HTTP_PORT
 
 
+PROVEN_AFTER = 10.0  # seconds, as long as the kubelet's own first back-off
 IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"}
 
@@ -187,11 +193,21 @@ def _container_trouble(pod: str, container: Json) -> tuple[str, str] | None:
     if reason in CONFIG_REASONS:
         return "ContainerConfigError", f"pod {pod}: the container {container['name']!r} cannot be started: {message}"
     ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated")
-    if ended and container.get("restartCount", 0) > 0 and not container.get("ready"):
+    if ended and container.get("restartCount", 0) > 0 and (ended.get("exitCode") or not container.get("ready")):
         how = f"exit code {ended.get('exitCode')}, {ended.get('reason', 'no reason given')}"
         times = container["restartCount"]
         return "CrashLoop", f"pod {pod}: the container {container['name']!r} ended {times} times ({how})"
     return None
+
+
+def _proven_at(status: Json) -> float:
+    """When containers that run after a restart will have held long enough."""
+    starts = [
+        parse_time(container.get("state", {}).get("running", {}).get("startedAt")) or 0.0
+        for container in status.get("containerStatuses") or ()
+        if container.get("restartCount", 0) > 0
+    ]
+    return max(starts, default=0.0) + PROVEN_AFTER
 
 
 def _why_failed(status: Json) -> str:

@@ -168,7 +168,7 @@ def job_status(observed: Observed, job: Json, now: float) -> StatusWrite:
         state = condition(COMPLETE, False, Reason.SUSPENDED, "spec.suspend is true", generation)
     else:
         state = _progress(observed, job, pod, new, now)
-        trouble = _trouble(observed, pod)
+        trouble = _trouble(observed, pod, now)
         if trouble is not None and new["jobStatus"] not in (SUCCESSFUL, FAILED):
             state = condition(COMPLETE, False, trouble[0], trouble[1], generation)
             events = () if _had(old, trouble[0]) else (Event(True, trouble[0], trouble[1]),)
@@ -194,12 +194,12 @@ def _had(old: Json, reason: Reason) -> bool:
     return any(item["reason"] == reason for item in old.get("conditions") or ())
 
 
-def _trouble(observed: Observed, pod: Pod | None) -> tuple[Reason, str] | None:
+def _trouble(observed: Observed, pod: Pod | None, now: float) -> tuple[Reason, str] | None:
     refusal = observed.memory.refusals.get(f"Pod/{names.runner_name(observed.key.name)}")
     cluster_refusal = observed.memory.refusals.get(f"DaskCluster/{observed.key.name}")
     found = status.refusal_trouble(refusal) or status.refusal_trouble(cluster_refusal)
     if found is None and pod is not None and not pod.finished:
-        found = status.pods_trouble([pod])
+        found = status.pods_trouble([pod], now)
     return found
 
 

@@ -25,7 +25,7 @@ def plan(observed: Observed, now: float) -> Plan:
         Seconds since the epoch.
     """
     actions: list[Action] = []
-    wakes: list[float | None] = []
+    wakes: list[float | None] = [status.clears_at(observed.pods, now)]
     if observed.job is not None and not _leaving(observed.job):
         job_actions, wake_at = job.plan_job(observed, observed.job, now)
         actions += job_actions

@@ -53,9 +53,20 @@ def refusal_trouble(refusal: Refusal | None) -> Trouble | None:
     return Reason.REFUSED, refusal.message
 
 
-def pods_trouble(pods: Sequence[Pod]) -> Trouble | None:
+def in_trouble(pod: Pod, now: float) -> bool:
+    """Whether something is wrong with the pod now."""
+    return pod.trouble is not None and not pod.deleting and (pod.trouble_until is None or now < pod.trouble_until)
+
+
+def clears_at(pods: Sequence[Pod], now: float) -> float | None:
+    """When the first pod that was restarted will have held long enough, so that its trouble is over."""
+    times = [pod.trouble_until for pod in pods if pod.trouble_until is not None and in_trouble(pod, now)]
+    return min(times, default=None)
+
+
+def pods_trouble(pods: Sequence[Pod], now: float) -> Trouble | None:
     """The first of these pods' troubles, by name so that the message does not flicker between equals."""
-    troubled = [pod for pod in pods if pod.trouble is not None and not pod.deleting]
+    troubled = [pod for pod in pods if in_trouble(pod, now)]
     if not troubled:
         return None
     worst = min(troubled, key=lambda pod: pod.name)
@@ -74,13 +85,13 @@ def _failure(trouble: Trouble | None, generation: int) -> Json:
 # --- worker groups -------------------------------------------------------------------------------------------------
 
 
-def group_trouble(observed: Observed, group: Json) -> Trouble | None:
+def group_trouble(observed: Observed, group: Json, now: float) -> Trouble | None:
     """What keeps the group from its workers."""
     name = group["metadata"]["name"]
     refusal = observed.memory.refusals.get(f"Pod/{name}")
     pods = [pod for pod in observed.pods if pod.group == name and pod.retire_since is None]
     backoff = observed.memory.backoffs.get(name)
-    trouble = refusal_trouble(refusal) or pods_trouble(pods)
+    trouble = refusal_trouble(refusal) or pods_trouble(pods, now)
     if trouble is None and backoff is not None and backoff.failures and backoff.message:
         return Reason.POD_FAILED, f"{backoff.message}; {backoff.failures} times in a row, replaced with growing delays"
     return trouble
@@ -92,7 +103,7 @@ def group_status(observed: Observed, group: Json, now: float) -> StatusWrite:
     old = group.get("status") or {}
     replicas = 0 if observed.cluster and scheduler.suspended(observed.cluster) else replicas_of(group)
     pods = sort_pods(observed.pods, group)
-    trouble = group_trouble(observed, group)
+    trouble = group_trouble(observed, group, now)
     if observed.cluster is None:
         missing = f"the DaskCluster {observed.key.name!r} does not exist in the namespace {observed.key.namespace!r}"
         ready = condition(READY, False, Reason.CLUSTER_NOT_FOUND, missing, generation)
@@ -140,10 +151,10 @@ def cluster_status(observed: Observed, cluster: Json, now: float) -> StatusWrite
     default = names.default_group_name(observed.key.name)
     workers = [pod for pod in observed.pods if pod.component == names.WORKER and not pod.deleting]
     active = [pod for pod in workers if pod.group == default and pod.retire_since is None and not pod.finished]
-    trouble = scheduler_trouble(observed) or next(
-        (found for group in observed.groups if (found := group_trouble(observed, group))), None
+    trouble = scheduler_trouble(observed, now) or next(
+        (found for group in observed.groups if (found := group_trouble(observed, group, now))), None
     )
-    scheduler_state = _scheduler_condition(observed, cluster)
+    scheduler_state = _scheduler_condition(observed, cluster, now)
     wanted = sum(replicas_of(group) for group in observed.groups)
     conditions = [
         scheduler_state,
@@ -152,7 +163,7 @@ def cluster_status(observed: Observed, cluster: Json, now: float) -> StatusWrite
     ]
     labels = {names.CLUSTER_LABEL: observed.key.name, names.COMPONENT_LABEL: names.WORKER, names.GROUP_LABEL: default}
     status = {
-        "phase": phase(observed, cluster),
+        "phase": phase(observed, cluster, now),
         "observedGeneration": generation,
         "replicas": len(active),
         "readyReplicas": sum(pod.ready for pod in active),
@@ -162,9 +173,9 @@ def cluster_status(observed: Observed, cluster: Json, now: float) -> StatusWrite
     return StatusWrite(CLUSTER, observed.key.name, status, news(old, status))
 
 
-def phase(observed: Observed, cluster: Json) -> str:
+def phase(observed: Observed, cluster: Json, now: float) -> str:
     """dask-kubernetes' word for how far the cluster is."""
-    trouble = scheduler_trouble(observed)
+    trouble = scheduler_trouble(observed, now)
     if trouble is not None and trouble[0] in (Reason.REFUSED, Reason.NAME_TAKEN, Reason.FORBIDDEN):
         return "Error"
     if scheduler.suspended(cluster):
@@ -174,7 +185,7 @@ def phase(observed: Observed, cluster: Json) -> str:
     return "Running" if scheduler_ready(observed) and not observed.service.awaits_balancer else "Pending"
 
 
-def scheduler_trouble(observed: Observed) -> Trouble | None:
+def scheduler_trouble(observed: Observed, now: float) -> Trouble | None:
     """What keeps the scheduler from running."""
     name = names.scheduler_name(observed.key.name)
     for kind in ("Deployment", "Service", "PodDisruptionBudget"):
@@ -192,14 +203,14 @@ def scheduler_trouble(observed: Observed) -> Trouble | None:
         quota = "quota" in observed.deployment.refusal
         return (Reason.QUOTA_EXCEEDED if quota else Reason.REFUSED), observed.deployment.refusal
     pod = scheduler_pod(observed)
-    return None if pod is None or scheduler_ready(observed) else pods_trouble([pod])
+    return None if pod is None else pods_trouble([pod], now)
 
 
-def _scheduler_condition(observed: Observed, cluster: Json) -> Json:
+def _scheduler_condition(observed: Observed, cluster: Json, now: float) -> Json:
     generation = cluster["metadata"].get("generation", 0)
     if scheduler.suspended(cluster):
         return condition(SCHEDULER_READY, False, Reason.SUSPENDED, "spec.suspend is true", generation)
-    if trouble := scheduler_trouble(observed):
+    if (trouble := scheduler_trouble(observed, now)) and not scheduler_ready(observed):
         return condition(SCHEDULER_READY, False, trouble[0], trouble[1], generation)
     if not scheduler_ready(observed):
         message = "the scheduler's pod is starting"

@@ -72,6 +72,7 @@ def pod(name: str | None = None, **facts: Any) -> Pod:
         ip="10.0.0.1",
         http_port=8787,
         trouble=None,
+        trouble_until=None,
     )
     return replace(plain, **facts)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from daskfleet_operator.kube.objects import Deployment, Pod, Service, parse_time
+from daskfleet_operator import names
+from daskfleet_operator.kube.objects import PROVEN_AFTER, Deployment, Pod, Service, parse_time
 from operator_builders import Json
 
 UNSCHEDULABLE = {
@@ -103,6 +104,26 @@ def test_ready_since() -> None:
     ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
     seen = pod(phase="Running", conditions=[ready])
     assert seen.ready and seen.ready_since == parse_time("2026-01-01T00:00:00Z") and seen.version == 7
+
+
+def test_a_container_that_crashed_and_runs_again_is_in_trouble_for_a_while() -> None:
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    container = WAITING | {
+        "ready": True,
+        "restartCount": 1,
+        "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}},
+        "lastState": {"terminated": {"exitCode": 7, "reason": "Error"}},
+    }
+    seen = pod(phase="Running", conditions=[ready], containerStatuses=[container])
+    started = parse_time("2026-01-01T00:00:00Z")
+    assert seen.ready and started is not None
+    assert seen.trouble is not None and seen.trouble_until == started + PROVEN_AFTER
+
+
+def test_the_mark_of_a_worker_that_is_to_retire_is_a_condition() -> None:
+    mark = {"type": names.RETIRING, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    assert pod(phase="Running", conditions=[mark]).retire_since == parse_time("2026-01-01T00:00:00Z")
+    assert pod(phase="Running").retire_since is None
 
 
 def test_services_say_whether_their_balancer_is_there() -> None:

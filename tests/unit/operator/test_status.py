@@ -9,6 +9,7 @@ import pytest
 from daskfleet_operator.kube.objects import Deployment
 from daskfleet_operator.plan import model, status
 from daskfleet_operator.plan.conditions import Reason, merged
+from daskfleet_operator.plan.plan import plan
 from operator_builders import NOW, Json, cluster, group, observed, pod, scheduler_pod
 
 
@@ -79,6 +80,15 @@ def test_refusals_pass_the_servers_sentence_on(reason: str, message: str, expect
     assert (failure["reason"], failure["message"]) == (expected.value, message)
 
 
+def test_a_restarted_container_has_to_hold_before_its_trouble_clears() -> None:
+    restarted = pod(trouble=("CrashLoop", "it fell"), trouble_until=NOW + 5)
+    state = observed(pods=(pod(), restarted))
+    assert conditions(of_group(state))["ReplicaFailure"]["reason"] == Reason.CRASH_LOOP
+    assert plan(state, NOW).wake_at == NOW + 5
+    later = status.group_status(state, state.groups[0], NOW + 5)
+    assert conditions(later)["ReplicaFailure"]["status"] == "False"
+
+
 def test_a_group_without_its_cluster_says_so() -> None:
     write = of_group(replace(observed(), cluster=None))
     assert conditions(write)["Ready"]["reason"] == Reason.CLUSTER_NOT_FOUND
@@ -89,19 +99,19 @@ def test_phases() -> None:
     c = cluster()
 
     def phase(**facts: object) -> str:
-        return status.phase(observed(c, **facts), c)  # type: ignore[arg-type]
+        return status.phase(observed(c, **facts), c, NOW)  # type: ignore[arg-type]
 
     starting = {"pods": (), "memory": model.Memory()}
     unready = replace(observed(c), pods=(scheduler_pod(ready=False),), memory=model.Memory())
     assert phase(deployment=None, **starting) == "Created"
-    assert status.phase(unready, c) == "Pending"
+    assert status.phase(unready, c, NOW) == "Pending"
     assert phase() == "Running"
     service = observed(c).service
     assert service is not None
     assert phase(service=replace(service, awaits_balancer=True)) == "Pending"
     refused = model.Memory(refusals={"Deployment/c-scheduler": model.Refusal("Invalid", "no", NOW, 1, 1)})
     assert phase(deployment=None, memory=refused) == "Error"
-    assert status.phase(observed(c), cluster(suspend=True)) == "Suspended"
+    assert status.phase(observed(c), cluster(suspend=True), NOW) == "Suspended"
 
 
 def test_a_scheduler_that_answers_counts_before_the_kubelet_says_so() -> None:
