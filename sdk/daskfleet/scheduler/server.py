@@ -19,7 +19,7 @@ from daskfleet.functions import run_function
 from daskfleet.preload import Preloads
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
-from daskfleet.protocol.serialize import Serialized, join, loads
+from daskfleet.protocol.serialize import Serialized, dumps, join, loads
 from daskfleet.scheduler import extensions, retirement
 from daskfleet.scheduler.adaptive import Load, adaptive_target
 from daskfleet.scheduler.machine import SchedulerState
@@ -519,7 +519,10 @@ class Scheduler:
         call = join(call) if type(call) is tuple else call
 
         async def one(address: str) -> tuple[str, Any]:
-            value = await self._pool.call(address, "run", call, wait)
+            try:
+                value = await self._pool.call(address, "run", call, wait)
+            except (OSError, TimeoutError) as error:  # of this worker alone: the others' results count
+                value = dumps((False, error))
             return address, join(value) if type(value) is tuple else value
 
         return await asyncio.gather(*(one(worker.address) for worker in self.select(workers)))

@@ -16,6 +16,8 @@ from daskfleet import CancelledError, Client, LocalCluster, get_worker
 def spin(seconds: float, path: str = "") -> str:
     """Python code that runs on, and says how it ended."""
     try:
+        if path:
+            Path(path + "-called").write_text("called")
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             time.sleep(0.01)
@@ -26,8 +28,9 @@ def spin(seconds: float, path: str = "") -> str:
         raise
 
 
-def stuck(seconds: int) -> int:
+def stuck(seconds: int, path: str = "/dev/null") -> int:
     """A system call, to which an exception raised in its thread never gets."""
+    Path(path).write_text("called")
     ctypes.CDLL(None).sleep(seconds)
     return os.getpid()
 
@@ -37,13 +40,6 @@ def wait_for(path: Path) -> str:
     while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
         time.sleep(0.01)
     return path.read_text()
-
-
-def started(client: Client, key: str) -> None:
-    deadline = time.monotonic() + 20
-    while not any(key in keys for keys in client.processing().values()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.2)
 
 
 def test_timeout(client: Client, tmp_path: Path) -> None:
@@ -91,7 +87,7 @@ def test_timeout_of_what_does_not_return(client: Client) -> None:
 def test_cancel_force(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "ended"
     future = client.submit(spin, 60, str(path), key="forced", pure=False)
-    started(client, "forced")
+    wait_for(tmp_path / "ended-called")
     client.cancel(future, force=True, reason="enough")
     assert future.cancelled()
     with pytest.raises(CancelledError, match="enough"):
@@ -104,18 +100,19 @@ def test_cancel_without_force_lets_it_run(client: Client, tmp_path: Path) -> Non
     path = tmp_path / "ended"
 
     def finish(path: str) -> None:
+        Path(path + "-called").write_text("called")
         time.sleep(0.5)
         Path(path).write_text("to the end")
 
     future = client.submit(finish, str(path), key="gentle", pure=False)
-    started(client, "gentle")
+    wait_for(tmp_path / "ended-called")
     future.cancel()
     assert wait_for(path) == "to the end"
 
 
-def test_cancel_force_replaces_a_stuck_worker(client: Client) -> None:
-    future = client.submit(stuck, 60, key="stuck", pure=False)
-    started(client, "stuck")
+def test_cancel_force_replaces_a_stuck_worker(client: Client, tmp_path: Path) -> None:
+    future = client.submit(stuck, 60, str(tmp_path / "called"), key="stuck", pure=False)
+    wait_for(tmp_path / "called")
     before = set(client.run(os.getpid).values())
     future.cancel(force=True)
     deadline = time.monotonic() + 30
@@ -148,14 +145,13 @@ async def test_coroutines_are_cancelled(aclient: Client) -> None:
     assert await aclient.submit(int, 3, workers=["0"]) == 3
 
 
-def test_without_a_nanny_the_thread_is_given_up() -> None:
+def test_without_a_nanny_the_thread_is_given_up(tmp_path: Path) -> None:
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        future = client.submit(stuck, 4, pure=False)
-        client.submit(int, 1)
-        time.sleep(0.3)
+        future = client.submit(stuck, 4, str(tmp_path / "called"), pure=False)
+        wait_for(tmp_path / "called")
         future.cancel(force=True)
         assert client.submit(int, 5).result(timeout=20) == 5  # before the four seconds are over, or after
         time.sleep(3.5)
