@@ -62,7 +62,7 @@ class SchedulerApi:
         """Which `count` of these pods are cheapest to end. Only the bundled runtime knows; else `SchedulerError`."""
         params = {"n": str(count), "workers": ",".join(pod.name for pod in pods)}
         answer = await self._call("GET", "workers_to_close", params=params, seconds=3)
-        return _pods_of(answer["workers"], pods)
+        return pods_of(answer["workers"], pods)
 
     async def retire(self, pods: Sequence[Pod], seconds: float) -> None:
         """Move the data of these pods' workers elsewhere and give them no more tasks. Unknown ones are gone already.
@@ -70,7 +70,7 @@ class SchedulerApi:
         Addresses are sent, which both engines take: names reach upstream's route as if they were addresses.
         """
         workers = (await self._call("GET", "get_workers"))["workers"]
-        addresses = [worker["address"] for worker in workers if _pods_of([worker], pods)]
+        addresses = [worker["address"] for worker in workers if pods_of([worker], pods)]
         if addresses:
             await self._call("POST", "retire_workers", body={"workers": addresses}, seconds=seconds)
 
@@ -101,7 +101,7 @@ class SchedulerApi:
             raise SchedulerError(f"{route}: {error or type(error).__name__}") from error
 
 
-def _pods_of(workers: Sequence[Json], pods: Sequence[Pod]) -> list[Pod]:
+def pods_of(workers: Sequence[Json], pods: Sequence[Pod]) -> list[Pod]:
     """The pods these workers run in: by IP, since users may name workers as they like; a pod may run several."""
     by_ip = {pod.ip: pod for pod in pods if pod.ip}
     by_name = {pod.name: pod for pod in pods}
