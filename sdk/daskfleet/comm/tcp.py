@@ -21,8 +21,14 @@ logger = logging.getLogger(__name__)
 HANDSHAKE_TIMEOUT = 10.0
 
 
-async def _shake_hands(connection: Connection, handshake: Handshake, ready: Callable[[Connection], Any]) -> None:
-    """Run `handshake` on a fresh connection, then `ready`, with nothing read in between."""
+def _shake_hands(
+    connection: Connection, handshake: Handshake, ready: Callable[[Connection], Any]
+) -> asyncio.Future[None]:
+    """Run `handshake` on a fresh connection, then `ready`, with nothing read in between; done when that is.
+
+    No coroutine: the handlers are set at once, since under TLS the peer's first message may be in the same packet as
+    the end of its own handshake, and is then delivered before anything else on the loop has its turn.
+    """
     finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def end(error: Exception | None) -> None:
@@ -52,6 +58,10 @@ async def _shake_hands(connection: Connection, handshake: Handshake, ready: Call
     )
     if handshake.side == "client":
         connection.send(handshake.start())
+    return finished
+
+
+async def _shaken(finished: asyncio.Future[None]) -> None:
     async with asyncio.timeout(HANDSHAKE_TIMEOUT):
         await finished
 
@@ -96,7 +106,7 @@ async def connect(
                     Connection, target.host, target.port, ssl=ssl_context if target.scheme == "tls" else None
                 )
             _tune(connection)
-            await _shake_hands(connection, Handshake("client", token), setup or (lambda _: None))
+            await _shaken(_shake_hands(connection, Handshake("client", token), setup or (lambda _: None)))
     except TimeoutError:
         _abort(connection)
         waited = timeout if connection is not None or patience is None else min(timeout, patience)
@@ -187,10 +197,10 @@ async def listen(
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
-    async def greet(connection: Connection) -> None:
+    async def greet(connection: Connection, finished: asyncio.Future[None]) -> None:
         try:
             _tune(connection)
-            await _shake_hands(connection, Handshake("server", token), on_connection)
+            await _shaken(finished)
         except (OSError, TimeoutError) as error:
             logger.warning("dropped a connection from %s: %s", connection.peer, error.args[0] if error.args else error)
             connection.close()
@@ -198,7 +208,7 @@ async def listen(
     class Accepted(Connection):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
-            task = loop.create_task(greet(self))
+            task = loop.create_task(greet(self, _shake_hands(self, Handshake("server", token), on_connection)))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
