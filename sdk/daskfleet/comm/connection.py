@@ -98,8 +98,27 @@ class Connection(asyncio.BufferedProtocol):
         if not self._outgoing or self.closed or self._transport is None:
             return
         messages, self._outgoing = self._outgoing, []
-        self._backlog.extend(part for part in encode(messages) if len(part))
+        try:
+            parts = encode(messages)
+        except Exception:  # one of them cannot be said: the others are not to suffer
+            parts = [part for message in messages for part in self._encode_alone(message)]
+        self._backlog.extend(part for part in parts if len(part))
         self._write()
+
+    def _encode_alone(self, message: Any) -> list[Buffer]:
+        """The parts of a frame of this message only; if it cannot be encoded, that is its sender's failure."""
+        try:
+            return encode([message])
+        except Exception as error:
+            match message:
+                case ("call", number, *_):
+                    if (answer := self._calls.get(number)) and not answer.done():
+                        answer.set_exception(error)
+                case ("reply", number, _):
+                    return encode([("error", number, type(error).__name__, str(error), _dump(error))])
+                case _:
+                    logger.error("a message to %s cannot be sent: %s", self.peer, error)
+        return []
 
     def _write(self) -> None:
         """Write as much as the connection takes now; the rest when it is ready for more."""
@@ -277,7 +296,6 @@ class Connection(asyncio.BufferedProtocol):
         try:
             value = await self.on_call(self, method, args)
             self.send(("reply", number, value))
-            self.flush()  # here, so that an answer that cannot be encoded is an error of this call
         except Exception as error:
             if not isinstance(error, (OSError, ValueError, KeyError, TimeoutError)):
                 logger.exception("answering %s from %s failed", method, self.peer)

@@ -1,0 +1,228 @@
+"""Connections over real sockets: who gets through, what is said to who does not, and what happens when they end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from daskfleet.comm import CommClosedError, Connection, Pool, connect, listen, parse_address, tcp
+from daskfleet.protocol.frames import ProtocolError
+from daskfleet.protocol.handshake import AuthenticationError
+
+
+class Server:
+    """A listener that answers a few calls and remembers what it was sent."""
+
+    def __init__(self) -> None:
+        self.connections: list[Connection] = []
+        self.messages: asyncio.Queue[Any] = asyncio.Queue()
+        self.never = asyncio.Event()
+
+    def greet(self, connection: Connection) -> None:
+        self.connections.append(connection)
+        connection.on_call = self.answer
+        connection.on_messages = lambda _, messages: [self.messages.put_nowait(message) for message in messages]
+
+    async def answer(self, connection: Connection, method: str, args: tuple[Any, ...]) -> Any:
+        match method:
+            case "echo":
+                return args
+            case "fail":
+                raise KeyError("a reason")
+            case "odd":
+                return object()
+            case "never":
+                await self.never.wait()
+            case "hang up":
+                connection.abort()
+                await self.never.wait()
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Callable[..., Any]]:
+    opened: list[Any] = []
+
+    async def start(host: str = "127.0.0.1", port: int | range = 0, **options: Any) -> tuple[Server, str]:
+        server = Server()
+        listener = await listen(host, port, server.greet, **options)
+        opened.extend([listener, server])
+        return server, str(listener.address)
+
+    yield start
+    for item in opened:
+        if isinstance(item, Server):
+            for connection in item.connections:
+                connection.abort()
+        else:
+            item.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "", "localhost"])
+async def test_calls_and_messages(serve: Any, host: str) -> None:
+    server, address = await serve(host, token="t")
+    port = parse_address(address).port
+    for name in {"": ("127.0.0.1", "[::1]"), "::1": ("[::1]",)}.get(host, ("127.0.0.1",)):
+        connection = await connect(f"tcp://{name}:{port}", token="t")
+        big = bytes(5_000_000)
+        assert await connection.call("echo", 1, "two", big) == (1, "two", big)
+        connection.send(("first", 1))
+        connection.send(("second", 2))
+        assert [await server.messages.get(), await server.messages.get()] == [("first", 1), ("second", 2)]
+        assert connection.peer == f"{name}:{port}"
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "text"),
+    [
+        ("t", None, "asks for a token"),
+        (None, "t", "this side has a token but the server asks for none"),
+        ("t", "u", "another token"),
+    ],
+)
+async def test_tokens_that_differ(serve: Any, theirs: str | None, ours: str | None, text: str) -> None:
+    server, address = await serve(token=theirs)
+    with pytest.raises(AuthenticationError, match=text) as caught:
+        await connect(address, token=ours)
+    assert address in str(caught.value)
+    assert not server.connections
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
+        b"hello",
+    ],
+)
+async def test_another_protocol_on_our_port_is_dropped_with_one_line(
+    serve: Any, said: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcp, "HANDSHAKE_TIMEOUT", 0.3)  # what is too short to tell is dropped when the time is up
+    _, address = await serve(token="t")
+    target = parse_address(address)
+    with caplog.at_level(logging.DEBUG, logger="daskfleet"):
+        reader, writer = await asyncio.open_connection(target.host, target.port)
+        writer.write(said)
+        assert await asyncio.wait_for(reader.read(), 30) == b""
+        writer.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "dropped a connection from 127.0.0.1" in caplog.text
+    assert "Traceback" not in caplog.text
+    connection = await connect(address, token="t")  # and the others go on
+    assert await connection.call("echo", 1) == (1,)
+    connection.close()
+
+
+async def test_something_else_on_their_port_is_named() -> None:
+    async def http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(http, "127.0.0.1", 0) as server:
+        address = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(ProtocolError, match=f"^{address}: not a frame of ours"):
+            await connect(address)
+
+
+async def test_a_port_that_accepts_and_says_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
+        with pytest.raises(TimeoutError, match=rf"^{address} did not answer within 0.2 s"):
+            await connect(address, timeout=0.2)
+
+
+async def test_nobody_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError, match=f"cannot connect to tcp://127.0.0.1:{port}"):
+        await connect(f"tcp://127.0.0.1:{port}")
+
+
+async def test_a_port_that_is_taken(serve: Any) -> None:
+    _, address = await serve()
+    port = parse_address(address).port
+    with pytest.raises(OSError, match=rf"cannot listen on .*:{port}: .*in use.*; choose another port or 0"):
+        await serve(port=port)
+    _, other = await serve(port=range(port, port + 50))
+    assert port < parse_address(other).port < port + 50
+
+
+async def test_calls_end_when_the_connection_does(serve: Any) -> None:
+    server, address = await serve()
+    connection = await connect(address)
+    closed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    connection.on_close = lambda _, error: closed.set_result(error)
+    waiting = asyncio.ensure_future(connection.call("never"))
+    with pytest.raises(CommClosedError):
+        await connection.call("hang up")
+    with pytest.raises(CommClosedError, match="was lost"):
+        await waiting
+    await closed
+    with pytest.raises(CommClosedError, match="is closed"):
+        await connection.call("echo")
+    connection.send(("into the void",))
+    connection.flush()
+    assert len(server.connections) == 1
+
+
+async def test_a_call_has_its_deadline(serve: Any) -> None:
+    _, address = await serve()
+    connection = await connect(address)
+    with pytest.raises(TimeoutError, match=r"did not answer 'never' within 0.1 s"):
+        await connection.call("never", timeout=0.1)
+    assert await connection.call("echo") == ()
+    connection.close()
+
+
+async def test_what_the_peer_raises_comes_back(serve: Any) -> None:
+    _, address = await serve()
+    connection = await connect(address)
+    with pytest.raises(KeyError, match="a reason"):
+        await connection.call("fail")
+    connection.close()
+
+
+async def test_what_cannot_be_sent_fails_alone(serve: Any) -> None:
+    """… and takes neither the connection nor the messages beside it along."""
+    server, address = await serve()
+    connection = await connect(address)
+    others = [asyncio.ensure_future(connection.call("echo", n)) for n in range(3)]
+    with pytest.raises(TypeError, match="cannot send object in a message"):
+        await connection.call("echo", object())
+    assert await asyncio.wait_for(asyncio.gather(*others), 10) == [(0,), (1,), (2,)]
+    for _ in range(3):
+        odd, fine = await asyncio.wait_for(
+            asyncio.gather(connection.call("odd"), connection.call("echo", 1), return_exceptions=True), 10
+        )
+        assert isinstance(odd, TypeError) and fine == (1,)
+    assert not server.connections[0].closed
+    connection.close()
+
+
+async def test_everything_that_was_sent_arrives_before_the_end(serve: Any) -> None:
+    server, address = await serve()
+    connection = await connect(address)
+    for n in range(20):
+        connection.send(("data", n, bytes(1_000_000)))
+    connection.close()
+    assert [(await asyncio.wait_for(server.messages.get(), 30))[1] for _ in range(20)] == list(range(20))
+
+
+async def test_a_pool_connects_once_and_anew_when_the_connection_has_died(serve: Any) -> None:
+    server, address = await serve(token="t")
+    pool = Pool({"token": "t", "ssl_context": None})
+    results = await asyncio.gather(*(pool.call(address, "echo", n) for n in range(20)))
+    assert results == [(n,) for n in range(20)] and len(server.connections) == 1
+    with pytest.raises(CommClosedError):
+        await pool.call(address, "hang up")
+    assert await pool.call(address, "echo") == ()
+    assert len(server.connections) == 2
+    pool.close()
