@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import logging
 import os
 import signal
@@ -62,7 +63,9 @@ def check_argv(argv: tuple[str, ...], *preloads: tuple[str, ...]) -> None:
     """Arguments that nobody is there for are mistakes."""
     if argv and not any(preloads):
         if argv[0].startswith("-"):
-            raise click.NoSuchOption(argv[0], ctx=click.get_current_context())
+            option, context = argv[0].partition("=")[0], click.get_current_context()
+            known = [name for parameter in context.command.params for name in parameter.opts]
+            raise click.NoSuchOption(option, possibilities=difflib.get_close_matches(option, known), ctx=context)
         raise click.UsageError(f"unexpected argument {argv[0]!r}", click.get_current_context())
 
 

@@ -191,10 +191,16 @@ class Job(ProcessInterface):
 
 
 class SchedulerJob(Job):
-    """The scheduler as a job; it writes the scheduler file."""
+    """The scheduler as a job; it writes the scheduler file.
 
-    def __init__(self, *, file: Path, timeout: float, **options: Any) -> None:
-        super().__init__(None, number=-1, name="scheduler", **options)
+    Attributes
+    ----------
+    security
+        With the token that the file says, once it runs.
+    """
+
+    def __init__(self, *, queue: Queue, file: Path, timeout: float, text: str = "", job_id: str = "") -> None:
+        super().__init__(None, queue=queue, number=-1, name="scheduler", text=text, job_id=job_id)
         self._file, self._timeout = file, timeout
         self.security: Security | None = None
 
@@ -288,7 +294,7 @@ class JobQueueCluster(SpecCluster):
         self.config_name = config_name or self.system.name
         given = {"cores": cores, "memory": memory, "processes": processes, **options}
         given |= {"scheduler_options": scheduler_options}
-        self._settings = self._configured(given)
+        self._settings = self._configured(dict(given))
         setting = self._settings.__getitem__
         if not setting("cores"):
             raise ValueError(f"{type(self).__name__}: say how many cores a job has, such as cores=8")

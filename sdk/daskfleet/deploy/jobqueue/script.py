@@ -100,8 +100,8 @@ def lifetime(walltime: float | None) -> float | None:
 def in_units(n: int, unit: str) -> int:
     """Bytes in a unit (``KB``, ``MB``, ``GB`` of 1000, ``KiB`` … of 1024), rounded up."""
     power: int = "KMGT".index(unit[0]) + 1
-    base: int = 1024 if "i" in unit else 1000
-    return -(-n // pow(base, power))
+    size: int = (1024 if "i" in unit else 1000) ** power
+    return -(-n // size)
 
 
 def quote(argument: str) -> str:
