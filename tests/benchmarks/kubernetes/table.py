@@ -34,6 +34,8 @@ class Results:
     """Seconds by name, of each round of each side."""
 
     rounds: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    failures: dict[str, list[str]] = field(default_factory=dict)
+    """What the rounds that failed said."""
     floor: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -54,6 +56,10 @@ def text(results: Results, command: str, cluster: str) -> str:
             line += " / ".join(f"{other / mine:.1f}" for other in others).rjust(WIDTH - 4)
         line += f"{TARGETS[name]:.1f}".rjust(9) if name in TARGETS else ""
         lines.append(line.rstrip())
+    for side, said in results.failures.items():
+        if said:
+            lines += ["", f"{side}: {len(said)} of {len(said) + len(results.rounds.get(side, ()))} rounds failed"]
+            lines[-1] += f" and are not in the table, the last with: {said[-1]}"
     if results.floor:
         told = [f"{title} {_range([found[name] for found in results.floor])}" for name, title in FLOOR.items()]
         lines += ["", "floor, bare pods of our image: " + "; ".join(told)]
