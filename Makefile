@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed-$(shell sha256sum pyproject.toml | cut -c1-16)
 export KUBECONFIG_CONTEXT DASKFLEET_IMAGES
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-unit test-api test-e2e lint kubernetes images down bench bench-kubernetes
+.PHONY: help venv demo test test-unit test-api test-e2e test-deployers lint kubernetes images down bench bench-kubernetes
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test-api: $(INSTALLED) ## tests against a real API server
 
 test-e2e: $(INSTALLED) ## tests with real pods
 	@$(BIN)/python -m pytest tests/e2e $(ARGS)
+
+test-deployers: $(INSTALLED) ## command lines, SSH, MPI and batch queues on real daemons (as root, with apt-get)
+	@$(BIN)/python -m pytest tests/deployers $(ARGS)
 
 lint: $(INSTALLED) ## style, types and the layers of imports
 	@$(BIN)/ruff check

@@ -1,0 +1,259 @@
+"""dask-scheduler and dask-worker as their users call them, each in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from daskfleet import Client, Nanny, Scheduler, Security, Worker
+
+Start = Callable[..., subprocess.Popen[str]]
+
+PRELOAD = """
+import click
+from pathlib import Path
+
+@click.command()
+@click.option("--note", default="")
+def dask_setup(server, note):
+    server.note = note
+    Path({folder!r}, "setup-" + type(server).__name__).write_text(note)
+
+async def dask_teardown(server):
+    Path({folder!r}, "teardown-" + type(server).__name__).touch()
+"""
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a command; it is gone after the test."""
+    running: list[subprocess.Popen[str]] = []
+
+    def run(name: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", f"daskfleet.cli.{name}", *arguments]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+        running.append(process)
+        return process
+
+    yield run
+    for process in running:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        process.communicate(timeout=30)
+
+
+def scheduler_at(process: subprocess.Popen[str]) -> str:
+    """The address that a scheduler logs."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"Scheduler at:\s*(\S+)", line):
+            threading.Thread(target=process.stderr.read, daemon=True).start()  # so that it never blocks
+            return found[1]
+    raise AssertionError("the scheduler has ended")
+
+
+def error_of(process: subprocess.Popen[str]) -> str:
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (1, 2), said
+    (line,) = [line for line in said.splitlines() if line.startswith("Error")]
+    assert "Traceback" not in said
+    return line
+
+
+QUIET = ("--port", "0", "--host", "127.0.0.1", "--no-dashboard")
+
+
+def test_several_workers_of_one_command(start: Start) -> None:
+    address = scheduler_at(start("scheduler", *QUIET))
+    start("worker", address, "--nprocs", "3", "--nthreads", "2", "--name", "w", "--memory-limit", "1GB",
+          "--resources", "GPU=2 MEM=10e9")  # fmt: skip
+    with Client(address) as client:
+        client.wait_for_workers(3, timeout=30)
+        workers = client.scheduler_info()["workers"].values()
+        assert {w["name"] for w in workers} == {"w-0", "w-1", "w-2"}
+        assert {w["nthreads"] for w in workers} == {2} and {w["memory_limit"] for w in workers} == {10**9}
+        assert all(w["resources"] == {"GPU": 2, "MEM": 10e9} for w in workers)
+
+
+def test_addresses_of_a_worker(start: Start, free_port: int, tmp_path: Path) -> None:
+    address = scheduler_at(start("scheduler", *QUIET))
+    local = tmp_path / "local"
+    start("worker", address, "--interface", "lo", "--worker-port", f"{free_port}:{free_port + 5}", "--no-nanny",
+          "--local-directory", str(local), "--dashboard", "--pid-file", str(tmp_path / "pid"))  # fmt: skip
+    with Client(address) as client:
+        client.wait_for_workers(1, timeout=30)
+        (worker,) = client.scheduler_info()["workers"].values()
+        assert worker["host"] == "127.0.0.1" and worker["address"].rpartition(":")[2] == str(free_port)
+        assert worker["local_directory"].startswith(str(local))
+        assert int((tmp_path / "pid").read_text()) == worker["pid"]
+        port = worker["services"]["dashboard"]
+        assert urllib.request.urlopen(f"http://127.0.0.1:{port}/health").read() == b"ok"
+
+
+def test_scheduler_file_across_a_restart(start: Start, tmp_path: Path, eventually) -> None:
+    file = str(tmp_path / "scheduler.json")
+    worker = start("worker", "--scheduler-file", file, "--name", "w")  # before there is a scheduler
+    first = start("scheduler", *QUIET, "--scheduler-file", file)
+    address = scheduler_at(first)
+    assert os.stat(file).st_mode & 0o777 == 0o600
+    with pytest.raises(Exception, match="token"):
+        Client(address, security=Security(token="no"))
+    with Client(scheduler_file=file) as client:
+        client.wait_for_workers(1, timeout=30)
+    first.kill()
+    first.wait()
+    second = start("scheduler", *QUIET, "--scheduler-file", file)
+    assert scheduler_at(second) == address, "the port and the token of before"
+    with Client(scheduler_file=file) as client:
+        client.wait_for_workers(1, timeout=30)  # the worker has come back by itself
+        assert client.submit(sum, [1, 2]).result() == 3
+    assert worker.poll() is None
+
+
+def test_preloads_of_every_kind_of_server(start: Start, tmp_path: Path, eventually) -> None:
+    preload = tmp_path / "notes.py"
+    preload.write_text(PRELOAD.format(folder=str(tmp_path)))
+    scheduler = start("scheduler", *QUIET, "--preload", str(preload), "--note", "s")
+    address = scheduler_at(scheduler)
+    worker = start("worker", address, "--preload", str(preload), "--preload-nanny", str(preload), "--note=w")
+    with Client(address) as client:
+        client.wait_for_workers(1, timeout=30)
+        assert set(client.run(lambda dask_worker: dask_worker.note).values()) == {"w"}
+        assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.note) == "s"
+    for process in (worker, scheduler):
+        process.terminate()
+        process.wait(30)
+    written = {path.name: path.read_text() for path in tmp_path.glob("*-*")}
+    kinds = ("Scheduler", "Nanny", "Worker")
+    assert written == {f"setup-{k}": k[0].lower() if k != "Nanny" else "w" for k in kinds} | {
+        f"teardown-{k}": "" for k in kinds
+    }
+
+
+def test_preload_from_a_url_and_from_a_module(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "noting.py").write_text("async def dask_setup(server):\n    server.note = 'from afar'\n")
+    handler = lambda *args: http.server.SimpleHTTPRequestHandler(*args, directory=str(tmp_path))  # noqa: E731
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/noting.py"
+        address = scheduler_at(start("scheduler", *QUIET, "--preload", url))
+        server.shutdown()
+    start("worker", address, "--preload", "noting", PYTHONPATH=str(tmp_path))
+    with Client(address) as client:
+        client.wait_for_workers(1, timeout=30)
+        assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.note) == "from afar"
+        assert set(client.run(lambda dask_worker: dask_worker.note).values()) == {"from afar"}
+
+
+def test_lifetime(start: Start, eventually) -> None:
+    address = scheduler_at(start("scheduler", *QUIET))
+    once = start("worker", address, "--lifetime", "1s", "--lifetime-stagger", "0.2s")
+    assert once.wait(30) == 0
+    again = start("worker", address, "--lifetime", "1s", "--lifetime-restart", "--name", "again")
+    with Client(address) as client:
+        client.wait_for_workers(1, timeout=30)
+        pid = client.submit(os.getpid).result()
+        eventually(lambda: {w["pid"] for w in client.scheduler_info()["workers"].values()} - {pid})
+    assert again.poll() is None
+
+
+def test_worker_class(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from daskfleet import Worker\n\n\nclass Mine(Worker):\n    mark = 'mine'\n")
+    address = scheduler_at(start("scheduler", *QUIET))
+    start("worker", address, "--worker-class", "mine.Mine", PYTHONPATH=str(tmp_path))
+    with Client(address) as client:
+        client.wait_for_workers(1, timeout=30)
+        assert set(client.run(lambda dask_worker: dask_worker.mark).values()) == {"mine"}
+
+
+def test_dashboard_prefix(start: Start, free_port: int) -> None:
+    start_ = start("scheduler", "--port", "0", "--dashboard-address", f":{free_port}", "--dashboard-prefix", "/dask")
+    scheduler_at(start_)
+    for path in ("/dask/health", "/health"):
+        assert urllib.request.urlopen(f"http://127.0.0.1:{free_port}{path}").read() == b"ok"
+    assert b"<html" in urllib.request.urlopen(f"http://127.0.0.1:{free_port}/dask/status").read()
+
+
+def test_idle_timeout_ends_the_scheduler(start: Start) -> None:
+    assert start("scheduler", *QUIET, "--idle-timeout", "1s").wait(30) == 0
+
+
+def test_a_port_in_use(start: Start) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        said = error_of(start("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"))
+        assert f"cannot listen on tcp://127.0.0.1:{port}" in said and "in use" in said
+        said = error_of(start("scheduler", "--port", "0", "--dashboard-address", f"127.0.0.1:{port}"))
+        assert "cannot serve the dashboard" in said and "in use" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["worker"], "no scheduler given"),
+        (["worker", "tcp://127.0.0.1:1", "--death-timeout", "1s"], "no scheduler at tcp://127.0.0.1:1 within 1 s"),
+        (["worker", "tcp://127.0.0.1:1", "--death-timeout", "soon"], "--death-timeout 'soon': expected something like"),
+        (["worker", "tcp://127.0.0.1:1", "--lifetime", "1 fortnight"], "--lifetime '1 fortnight'"),
+        (["worker", "tcp://127.0.0.1:1", "--nworkers", "many"], "--nworkers 'many'"),
+        (["worker", "tcp://127.0.0.1:1", "--memory-limit", "lots"], "memory limit 'lots'"),
+        (["worker", "tcp://127.0.0.1:1", "--resources", "GPU"], 'expected something like "GPU=2'),
+        (["worker", "tcp://127.0.0.1:1", "--worker-port", "a:b"], "expected a port such as 3000"),
+        (["worker", "tcp://127.0.0.1:1", "--worker-class", "no.Such"], "class 'no.Such' cannot be found"),
+        (["worker", "tcp://127.0.0.1:1", "--worker-class", "builtins.int"], "neither a Worker nor a Nanny"),
+        (["worker", "tcp://127.0.0.1:1", "--lifetiem", "3"], "No such option '--lifetiem'"),
+        (["worker", "tcp://127.0.0.1:1", "more"], "unexpected argument 'more'"),
+        (["worker", "ftp://127.0.0.1:1"], "unknown scheme 'ftp'"),
+        (["scheduler", "--interface", "nosuch0"], "interface 'nosuch0' has no IP address"),
+        (["scheduler", "--port", "99999"], "99999"),
+        (["scheduler", "--idle-timeout", "x"], "--idle-timeout 'x'"),
+        (["scheduler", "--port", "0", "--no-dashboard", "--preload", "nosuchmodule"], "preload nosuchmodule"),
+        (["scheduler", "--port", "0", "--no-dashboard", "--jupyter"], "--jupyter needs the dashboard"),
+    ],
+)
+def test_errors_are_one_clear_line(start: Start, arguments: list[str], expected: str) -> None:
+    assert expected in error_of(start(*arguments))
+
+
+def test_ctrl_c(start: Start) -> None:
+    scheduler = start("scheduler", *QUIET)
+    address = scheduler_at(scheduler)
+    worker = start("worker", address)
+    with Client(address) as client:
+        client.wait_for_workers(1, timeout=30)
+    for process in (worker, scheduler):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+async def test_servers_in_ones_own_program() -> None:
+    """The example of the "Python API (advanced)" page."""
+    async with (
+        Scheduler(port=0, dashboard_address=None) as s,
+        Worker(s.address) as w1,
+        Worker(s.address) as w2,
+        Client(s.address, asynchronous=True) as client,
+    ):
+        future = client.submit(lambda x: x + 1, 10)
+        assert await future == 11
+        assert {w1.address, w2.address} == set(s.identity()["workers"])
+    scheduler = await Scheduler(port=0, dashboard_address=None)
+    nanny = await Nanny(scheduler.address, nthreads=1)
+    async with Client(scheduler.address, asynchronous=True) as client:
+        assert await client.submit(os.getpid) == nanny.pid != os.getpid()
+    await nanny.close()
+    await scheduler.close()
+    await scheduler.finished()
+    assert scheduler.status == "closed"
