@@ -215,6 +215,11 @@ class Cluster:
             self.status = Status.running
         return self
 
+    async def _settle(self, timeout: float) -> None:
+        """Wait until nothing is being started or taken down."""
+        async with asyncio.timeout(timeout), self._life:
+            pass
+
     async def _close(self) -> None:
         async with self._life:
             if self.status not in (Status.running, Status.created):
@@ -268,7 +273,8 @@ class Cluster:
         await self._close()
 
     def __del__(self) -> None:
-        if getattr(self, "status", None) is Status.running and self._loop is not None and self._loop.is_running():
+        # At the interpreter's end the names of this module are gone already, and `_close_all` has been here.
+        if getattr(self, "status", "") == "running" and self._loop is not None and self._loop.is_running():
             loops.start_soon(self._loop, self._close())  # lives on until that is done
 
     # ----------------------------------------------------------------------------------------------------- workers
@@ -418,12 +424,17 @@ def _bytes(n: int) -> str:
 
 
 def _close_all() -> None:
+    """Close what runs; let what is being taken down, after Ctrl-C say, come to its end."""
     for cluster in list(_open):
-        if cluster.status is Status.running and not cluster._asynchronous:
-            try:
+        if cluster._asynchronous or cluster.status in (Status.created, Status.closed):
+            continue
+        try:
+            if cluster.status is Status.running:
                 cluster.close(timeout=10)
-            except Exception as error:
-                logger.warning("closing %s at exit: %s", cluster.name, error)
+            else:
+                loops.sync(cluster.loop, cluster._settle, 10)
+        except Exception as error:
+            logger.warning("closing %s at exit: %s", cluster.name, error)
 
 
 # Closing may start threads (asyncio looks names up in them), which is over by the time `atexit` runs.

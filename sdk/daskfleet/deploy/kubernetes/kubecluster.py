@@ -234,9 +234,7 @@ class KubeCluster(Cluster):
         view = link.view
         while self.create_mode is not CreateMode.CONNECT_ONLY:
             try:
-                await lifecycle.create_cluster(link.api, self.namespace, self._spec)
-                self._made = True
-                return
+                return await self._create(link)
             except ClusterExists:
                 if self.create_mode is CreateMode.CREATE_ONLY:
                     raise
@@ -248,6 +246,17 @@ class KubeCluster(Cluster):
         if view.cluster is None:
             others = await lifecycle.list_clusters(link.api, own=self.namespace)
             raise lifecycle.not_found(self.name, self.namespace, others)
+
+    async def _create(self, link: Link) -> None:
+        """Create the cluster, and know that we did even when we are interrupted meanwhile."""
+        creating = asyncio.ensure_future(lifecycle.create_cluster(link.api, link.namespace, self._spec))
+        try:
+            await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await asyncio.wait({creating})
+            self._made = creating.exception() is None
+            raise
+        self._made = True
 
     async def _stop(self) -> None:
         """Delete the cluster, if that is ours to do, and wait until it is gone and its pods are terminating."""
