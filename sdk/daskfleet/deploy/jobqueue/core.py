@@ -157,12 +157,11 @@ class Job(ProcessInterface):
         if status.state is State.running and self._running_since is None:
             self._running_since = time.monotonic()
         self.queue_status = status
-        if status.state is State.failed:
-            self.failure = f"job {self.job_id} ended: {status}{self._tail()}"
-        elif status.state is State.done:
-            self.renew = self._lifetime is not None and self.lived >= 0.9 * self._lifetime
-        else:
+        if status.state not in (State.done, State.failed):
             return
+        self.renew = self._lifetime is not None and self.lived >= 0.9 * self._lifetime
+        if status.state is State.failed and not self.renew:
+            self.failure = f"job {self.job_id} ended: {status}{self._tail()}"
         self.status = Status.closed
         self._ended.set()
 
@@ -177,9 +176,9 @@ class Job(ProcessInterface):
 
     def _log_files(self) -> list[Path]:
         id = self.job_id.replace("[", "[[]")
-        folder = self._queue.log_directory
+        folders = {self._queue.log_directory, self._queue.folder}  # some PBS go by where the job was submitted
         patterns = (f"*-{id}.out", f"{id}.out", f"*.[oe]{id}", f"{id}*.O[UE]")
-        return sorted({path for pattern in patterns for path in folder.glob(pattern)})
+        return sorted({path for pattern in patterns for folder in folders for path in folder.glob(pattern)})
 
     def _tail(self) -> str:
         with contextlib.suppress(OSError):

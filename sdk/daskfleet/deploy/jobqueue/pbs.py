@@ -54,9 +54,8 @@ class Pbs(System):
                 continue
             status = facts.get("exit_status", facts.get("Exit_status"))
             if said in _ENDED:
-                fine = status in (None, "0")
-                reason = "" if fine else f"exit status {status}"
-                found[id.group()] = JobStatus(State.done if fine else State.failed, said, reason)
+                reason = f"exit status {status or 'unknown'}"
+                found[id.group()] = JobStatus(State.done if status == "0" else State.failed, said, reason)
             else:
                 found[id.group()] = JobStatus(_STATES.get(said, State.pending), said, facts.get("comment", ""))
         return found
