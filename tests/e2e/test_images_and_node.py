@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,11 +72,15 @@ def _run_pod(cluster: Cluster, namespace: str, image: str, script: str) -> dict[
         "spec": {"restartPolicy": "Never", "containers": [container]},
     }
     cluster.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(pod))
-    ended = "jsonpath={.status.containerStatuses[0].state.terminated.exitCode}"
-    cluster.kubectl("wait", "-n", namespace, f"--for={ended}", "pod/trial", "--timeout=60s")
+    deadline = time.monotonic() + 90
+    while (phase := cluster.kubectl("get", "-n", namespace, "pod", "trial", "-o", "jsonpath={.status.phase}")) not in (
+        "Succeeded",
+        "Failed",
+    ):
+        assert time.monotonic() < deadline, cluster.kubectl("describe", "-n", namespace, "pod", "trial")
+        time.sleep(0.2)
     log = cluster.kubectl("logs", "-n", namespace, "trial")
-    code = cluster.kubectl("get", "-n", namespace, "pod", "trial", "-o", ended)
-    assert code == "0", log
+    assert phase == "Succeeded", log
     return dict(json.loads(log.strip().splitlines()[-1]))
 
 
