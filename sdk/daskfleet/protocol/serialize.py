@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from daskfleet.protocol.frames import OUT_OF_BAND, Buffer, Raw
 
 PROTOCOL = 5
+#: Seconds between attempts to unpickle what another thread is importing.
+IMPORT_WAITS = (0.01, 0.05, 0.2, 0.5)
 
 #: A pickle, or a pickle followed by its buffers.
 Serialized = Buffer | tuple[Any, ...]
@@ -78,9 +81,37 @@ def _buffer(buffer: pickle.PickleBuffer) -> Buffer | Raw:
 def loads(serialized: Serialized) -> Any:
     """The object again. Buffers are used in place where the object allows it, so they stay referenced."""
     if type(serialized) is tuple:
-        blob, *buffers = map(_unwrap, serialized)
-        return pickle.loads(blob, buffers=[_writable(buffer) for buffer in buffers])
-    return pickle.loads(_unwrap(serialized))
+        blob, *parts = map(_unwrap, serialized)
+        buffers = [_writable(part) for part in parts]
+    else:
+        blob, buffers = _unwrap(serialized), []
+    for wait in IMPORT_WAITS:
+        try:
+            return pickle.loads(blob, buffers=buffers)
+        except (ImportError, AttributeError) as error:
+            # Two threads that enter a package with circular imports (numpy has them) at different modules see each
+            # other's halves, since Python's import locks give way there. The other one gets to its end meanwhile.
+            if "partially initialized" not in str(error):
+                raise
+            time.sleep(wait)
+    return pickle.loads(blob, buffers=buffers)
+
+
+def refusal(reason: Exception) -> bytes:
+    """What to send in place of a value that cannot be pickled: whoever reads it gets the reason raised."""
+    return pickle.dumps(_Refusal(str(reason)), PROTOCOL)
+
+
+class _Refusal:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _refuse, (self.text,)
+
+
+def _refuse(text: str) -> None:
+    raise TypeError(text)
 
 
 def _unwrap(part: Any) -> Any:

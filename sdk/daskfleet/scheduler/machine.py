@@ -12,6 +12,7 @@ them first in the one case where it matters.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -38,6 +39,8 @@ from daskfleet.scheduler.transitions import Transitions
 
 #: User priorities reach from minus this to this.
 MAX_PRIORITY = 1023
+#: So often a copy of leaving data is asked for.
+COPIES = 5
 
 
 class SchedulerState(Transitions):
@@ -466,8 +469,14 @@ class SchedulerState(Transitions):
             self._recount(ts)
         self._reopen(worker)
 
-    def hand_over(self, leaving: Sequence[WorkerState]) -> bool:
+    def hand_over(self, leaving: Sequence[WorkerState], asked: Counter[int]) -> bool:
         """Have what only these workers hold copied to others.
+
+        Parameters
+        ----------
+        asked
+            Counts the requests by task id, over all calls for one departure: what cannot be copied is not asked for
+            again and again.
 
         Returns
         -------
@@ -476,8 +485,9 @@ class SchedulerState(Transitions):
         """
         present = [worker for worker in leaving if self.workers.get(worker.address) is worker]
         staying = [worker for worker in self.workers.values() if worker.status == RUNNING]
-        unique = retirement.unique_data(present) if staying else []
+        unique = [ts for ts in retirement.unique_data(present) if asked[ts.id] < COPIES] if staying else []
         for ts, target in retirement.places(unique, staying):
+            asked[ts.id] += 1
             target.incoming.add(ts.id)
             self._tell(target, "fetch", (ts.id, ts.key, ts.nbytes, [holder.address for holder in ts.holders]))
         return bool(unique) or any(worker.processing or worker.long_running for worker in present)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from typing import Any
 
@@ -609,8 +610,9 @@ class Scheduler:
         for worker in workers:
             self.state.set_status(worker, CLOSING)
         deadline = time.monotonic() + timeout
+        asked: Counter[int] = Counter()
         while (left := deadline - time.monotonic()) > 0:
-            busy = self.state.hand_over(workers)
+            busy = self.state.hand_over(workers, asked)
             self._flush()
             if not busy:
                 break

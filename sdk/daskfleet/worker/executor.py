@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from daskfleet.exceptions import Reschedule, TaskStopped
@@ -32,6 +33,8 @@ from daskfleet.worker.spill import OnDisk
 if TYPE_CHECKING:
     from daskfleet.worker.server import Worker
 
+#: Innermost frames of a traceback that are reported.
+FRAMES = 100
 #: Results of these types are pickled at once: `sizeof` would take as long.
 _PRIMITIVES = (int, float, bool, type(None), complex)
 
@@ -198,7 +201,7 @@ class Executor:
         try:
             function = self._functions.get(task.function)
             if function is None:
-                function = self._functions[task.function] = pickle.loads(task.function)
+                function = self._functions[task.function] = loads(task.function)
             args, kwargs = loads(task.payload)
             values = [_input(value) for value in task.inputs]
             if task.timeout is not None:  # is about the call, not about importing what it needs
@@ -246,14 +249,35 @@ def failure(task: Task, error: BaseException, seconds: float) -> Failed | Again:
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("daskfleet."):
         traceback = traceback.tb_next
-    text = f"{type(error).__name__}: {error}"[:10_000]
+    error = _ordinary(error).with_traceback(None)  # it travels apart; dask has tblib pickle both together
+    text = _text(error)
     try:
         blob = dumps_by_value(error)
         loads(blob)  # an exception whose constructor takes other arguments than it stored pickles, and fails only then
-    except Exception:
+    except BaseException:  # constructors of the user's run here
         blob = dumps_by_value(RuntimeError(f"{text} (the exception itself cannot be pickled)"))
-    frames = b"" if traceback is None else dumps_by_value(Traceback(traceback).to_dict())
+    frames = b""
+    if traceback is not None:
+        depth = sum(1 for _ in walk_tb(traceback))
+        for _ in range(depth - FRAMES):
+            traceback = traceback.tb_next if traceback is not None else None
+        frames = dumps_by_value(Traceback(traceback).to_dict())
     return Failed(task, blob, frames, text, seconds)
+
+
+def _ordinary(error: BaseException) -> BaseException:
+    """What ends a program (`sys.exit` in a task, say) as an ordinary exception: it ends neither the worker nor, when it
+    is raised again there, the client."""
+    if isinstance(error, (Exception, asyncio.CancelledError)):
+        return error
+    return RuntimeError(f"the task has called for an end of its process: {type(error).__name__}({_text(error)})")
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"[:10_000]
+    except Exception:
+        return f"{type(error).__name__} (which cannot be shown)"
 
 
 def size_of(value: Any) -> int:

@@ -335,6 +335,18 @@ class WorkerMachine:
                 self._try_next(fetch)
         self._ask()
 
+    def refused(self, id: int, exception: Serialized, text: str) -> None:
+        """The value of `id` has come and cannot be read: what waits for it fails, since to try again would not help."""
+        fetch = self.fetches.pop(id, None)
+        if fetch is None:
+            return
+        for task in fetch.tasks:
+            del self.tasks[task.id]
+            self._forget(task)
+            self._tell("erred", (task.id, task.attempt, exception, b"", text, 0.0))
+        if fetch.keep:
+            self._tell("dropped", id)
+
     def _landed(self, fetch: Fetch) -> None:
         """What was fetched is here: tell the scheduler, and go on with the tasks that waited for it."""
         del self.fetches[fetch.id]

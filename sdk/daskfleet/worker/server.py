@@ -22,7 +22,7 @@ from daskfleet.functions import run_function
 from daskfleet.preload import Preloads
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
-from daskfleet.protocol.serialize import Serialized, dumps, join, loads
+from daskfleet.protocol.serialize import Serialized, dumps, dumps_by_value, join, loads, refusal
 from daskfleet.security import Security
 from daskfleet.worker import context
 from daskfleet.worker.actors import Actors
@@ -516,7 +516,11 @@ class Worker:
         try:
             rows = await self._pool.call(address, "get_data", self.scheduler_id, ids, timeout=300)
             for id, key, size, serialized in rows:
-                found.append((id, key, await _loads(serialized, size), size))
+                try:
+                    found.append((id, key, await _loads(serialized, size), size))
+                except Exception as error:
+                    reason = TypeError(f"the input {key!r} could not be brought here: {error}")
+                    self.machine.refused(id, dumps_by_value(reason), str(reason))
         except (OSError, TimeoutError, DaskfleetError) as error:
             logger.warning("could not fetch %d keys from %s: %s", len(ids), address, error)
         except Exception:
@@ -543,7 +547,11 @@ class Worker:
         for id in ids:
             if id in machine.data:
                 size, key = machine.sizes[id], machine.keys[id]
-                rows.append((id, key, size, await _dumps(machine.data[id], size)))
+                try:
+                    value = await _dumps(machine.data[id], size)
+                except TypeError as error:
+                    value = refusal(error)
+                rows.append((id, key, size, value))
         return rows
 
     async def _call_put_data(

@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from daskfleet.protocol import serialize
 from daskfleet.protocol.frames import OUT_OF_BAND, Raw
 from daskfleet.protocol.serialize import dumps, dumps_by_value, join, loads, nbytes
 from daskfleet.protocol.spec import Build, Call, Ref, evaluate, resolve
@@ -94,3 +95,28 @@ def test_references_are_found_wherever_the_client_puts_them() -> None:
     assert resolve(pickle.loads(pickle.dumps(argument)), values) == [10, {"k": 20}, 15]
     assert resolve([Ref(0)], values)[0].index == 0  # what is not marked is never walked
     assert evaluate(dict, ((),), {"a": Ref(1)}, values) == {"a": 20}
+
+
+def test_what_another_thread_is_importing_is_waited_for(monkeypatch) -> None:
+    # Python's import locks give way where packages import themselves in circles: the loser sees half a module.
+    attempts = []
+
+    def import_half():
+        attempts.append(None)
+        if len(attempts) < 3:
+            raise ImportError("cannot import name 'x' from partially initialized module 'm' (most likely due to a …)")
+        return "whole"
+
+    class Thing:
+        def __reduce__(self):
+            return import_half, ()
+
+    monkeypatch.setattr(serialize, "_the_function", import_half, raising=False)
+    import_half.__module__, import_half.__qualname__ = serialize.__name__, "_the_function"
+    assert loads(pickle.dumps(Thing())) == "whole"
+    assert len(attempts) == 3
+
+
+def test_in_place_of_a_value_that_cannot_be_pickled_its_reader_gets_the_reason() -> None:
+    with pytest.raises(TypeError, match="no bytes"):
+        loads(serialize.refusal(TypeError("no bytes")))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -517,7 +517,7 @@ class Simulation:
         """As the server: move what only this worker holds, and let it go when that has been done."""
         state = self.state
         assert worker.state is not None
-        if not state.hand_over([worker.state]):
+        if not state.hand_over([worker.state], Counter()):
             others = [peer for peer in state.workers.values() if peer.status == RUNNING]
             wanted = [ts for ts in worker.state.data if len(ts.holders) == 1 and ts.value is None]
             assert not (others and wanted), f"retired with {wanted}"

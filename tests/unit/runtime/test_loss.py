@@ -1,0 +1,104 @@
+"""Workers that go, on purpose or not: nothing that is wanted is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from daskfleet import Client, LocalCluster, wait
+
+
+@pytest.fixture
+def three():
+    with LocalCluster(3, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        client.wait_for_workers(3, timeout=30)
+        yield cluster, client
+
+
+def make(i):
+    return np.full(100_000, i)  # too large to stay on the scheduler
+
+
+def kill(client, address):
+    os.kill(client.scheduler_info()["workers"][address]["pid"], signal.SIGKILL)
+
+
+def test_results_of_a_killed_worker_are_computed_again(three) -> None:
+    _, client = three
+    arrays = client.map(make, range(30))
+    sums = client.map(np.sum, arrays)
+    wait(arrays + sums, timeout=60)
+    del sums
+    victim = max(client.has_what().items(), key=lambda item: len(item[1]))[0]
+    kill(client, victim)
+    assert client.submit(lambda xs: [int(x[0]) for x in xs], arrays).result(timeout=60) == list(range(30))
+    assert [int(x[0]) for x in client.gather(arrays)] == list(range(30))
+
+
+def test_a_task_that_was_running_on_a_killed_worker_runs_again(three) -> None:
+    _, client = three
+    flag = client.submit(os.getpid, pure=False).result(timeout=60)  # a warm-up
+
+    def slow(x, flag):
+        time.sleep(0.5)
+        return x
+
+    future = client.submit(slow, 5, flag)
+    while not (busy := [address for address, keys in client.processing().items() if keys]):
+        time.sleep(0.01)
+    kill(client, busy[0])
+    assert future.result(timeout=60) == 5
+
+
+def test_retiring_moves_data_and_loses_none(three) -> None:
+    _, client = three
+    arrays = client.map(make, range(12))
+    scattered = client.scatter([np.full(100_000, i) for i in range(6)])
+    small = client.scatter({"a": 1, "b": 2})
+    wait(arrays, timeout=60)
+    computed = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.state.totals.computed)
+    victims = list(client.has_what())[:2]
+    assert sorted(client.retire_workers(victims)) == sorted(victims)
+    assert [int(x[0]) for x in client.gather(arrays)] == list(range(12))
+    assert [int(x[0]) for x in client.gather(scattered)] == list(range(6))
+    assert client.gather(small) == {"a": 1, "b": 2}
+    assert not set(client.has_what()) & set(victims)
+    assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.state.totals.computed) == computed
+
+
+def test_a_worker_that_is_told_to_stop_hands_its_data_over(three) -> None:
+    _, client = three
+    scattered = client.scatter([np.full(100_000, i) for i in range(9)])
+    victim, keys = max(client.has_what().items(), key=lambda item: len(item[1]))
+    assert keys
+    os.kill(client.scheduler_info()["workers"][victim]["pid"], signal.SIGTERM)
+    while victim in client.has_what():
+        time.sleep(0.01)
+    assert [int(x[0]) for x in client.gather(scattered)] == list(range(9))
+
+
+def test_data_that_nothing_can_compute_again_is_said_to_be_lost(three) -> None:
+    _, client = three
+    [future] = client.scatter([np.zeros(100_000)])
+    [[victim]] = client.who_has([future]).values()
+    dependent = client.submit(np.sum, future, workers=next(w for w in client.has_what() if w != victim))
+    dependent.result(timeout=60)
+    del dependent
+    for holder in next(iter(client.who_has([future]).values())):
+        kill(client, holder)
+    with pytest.raises(BaseException, match=r"was on workers that are gone, and no task produces it"):
+        client.submit(lambda x: x.shape, future).result(timeout=60)
+
+
+def test_small_results_survive_their_worker_without_being_computed_again(three) -> None:
+    _, client = three
+    futures = client.map(lambda x: x + 1, range(100))
+    wait(futures, timeout=60)
+    for address in list(client.has_what())[:2]:
+        kill(client, address)
+    assert client.submit(sum, futures).result(timeout=60) == sum(range(1, 101))
+    done = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.state.totals.computed)
+    assert done == 101
