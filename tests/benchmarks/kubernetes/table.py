@@ -41,7 +41,7 @@ class Results:
 
 def text(results: Results, command: str, cluster: str) -> str:
     """The whole report."""
-    sides = list(results.rounds)
+    sides = [side for side, rounds in results.rounds.items() if rounds]
     ours = results.rounds.get("daskfleet")
     lines = ["", "seconds, median (min-max)".ljust(WIDTH) + "".join(side.rjust(WIDTH + 6) for side in sides)]
     if ours and len(sides) > 1:
