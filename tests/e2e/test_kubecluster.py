@@ -13,7 +13,7 @@ import time
 import kubeclusters as bed
 import pytest
 import yaml
-from daskfleet import Client, KubeCluster
+from daskfleet import KubeCluster
 from daskfleet.deploy.kubernetes import ClusterNotFound, lifecycle, make_cluster_spec, make_worker_spec
 from daskfleet.deploy.kubernetes.api import Api
 
@@ -64,7 +64,7 @@ def test_work_on_a_cluster_that_grows_and_shrinks(namespace, get):
 async def test_all_of_it_asynchronously(namespace):
     async with KubeCluster(name="c", namespace=namespace, n_workers=1, asynchronous=True) as cluster:
         await cluster.wait_for_workers(1, timeout=30)
-        async with Client(cluster, asynchronous=True) as client:
+        async with cluster.get_client() as client:
             assert await client.submit(square, 7) == 49
         await cluster.scale(2)
         await cluster.wait_for_workers(2, timeout=30)

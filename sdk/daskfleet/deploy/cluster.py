@@ -100,6 +100,8 @@ class Cluster:
         As told above; `scheduler_address` is ``""`` until the cluster runs.
     http_address
         Base URL of the scheduler's HTTP server, ``""`` if it has none.
+    direct_to_workers
+        Whether clients in this process can reach the workers' addresses; None where they have to find out.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Cluster:
         self.quiet = quiet
         self.scheduler_address = ""
         self.http_address = ""
+        self.direct_to_workers: bool | None = None
         self.status = Status.created
         self._asynchronous = asynchronous
         self._loop: asyncio.AbstractEventLoop | None = getattr(loop, "asyncio_loop", loop)
@@ -372,7 +375,7 @@ class Cluster:
         """A `Client` of this cluster. Close it, or use it by ``with``; await it when the cluster is asynchronous."""
         from daskfleet.client.client import Client
 
-        return Client(self, asynchronous=self._asynchronous)
+        return Client(self, asynchronous=self._asynchronous, direct_to_workers=self.direct_to_workers)
 
     def get_logs(self, cluster: bool = True, scheduler: bool = True, workers: bool = True) -> Any:
         """The logs of the cluster manager, the scheduler and the workers.

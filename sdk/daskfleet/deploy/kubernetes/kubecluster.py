@@ -225,6 +225,7 @@ class KubeCluster(Cluster):
                 ) from None
         self.scheduler_address, self.http_address = link.scheduler_address, link.http_address
         self.engine = link.engine
+        self.direct_to_workers = link.inside  # pods' addresses mean nothing outside, nor does a forwarded 127.0.0.1
         from daskfleet.security import Security
 
         self.security = Security(token=link.token)
