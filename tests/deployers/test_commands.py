@@ -238,6 +238,28 @@ def test_ctrl_c(start: Start) -> None:
         assert process.wait(30) == 0
 
 
+def test_as_subcommands_of_dask(start: Start, free_port: int) -> None:
+    dask = [sys.executable, "-m", "dask"]
+    help_ = subprocess.run([*dask, "--help"], capture_output=True, text=True, check=True).stdout
+    assert {"scheduler", "worker", "ssh", "spec"} <= set(help_.split())
+    spec = '{"cls": "dask.distributed.Worker", "opts": {"nthreads": 3, "host": "127.0.0.1"}}'
+    scheduler = subprocess.Popen([*dask, "scheduler", *QUIET], stderr=subprocess.PIPE, text=True)
+    worker = None
+    try:
+        address = scheduler_at(scheduler)
+        worker = subprocess.Popen([*dask, "spec", address, "--spec", spec], stderr=subprocess.DEVNULL)
+        with Client(address) as client:
+            client.wait_for_workers(1, timeout=30)
+            assert {w["nthreads"] for w in client.scheduler_info()["workers"].values()} == {3}
+        worker.terminate()
+        assert worker.wait(30) == 0
+    finally:
+        for process in filter(None, (worker, scheduler)):
+            process.terminate()
+            process.wait(30)
+    assert "expected {" in error_of(start("spec", "--spec", "{"))
+
+
 async def test_servers_in_ones_own_program() -> None:
     """The example of the "Python API (advanced)" page."""
     async with (
