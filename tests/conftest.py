@@ -17,11 +17,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.cluster import Cluster, NoKubernetes, find, images, project
+from tests.cluster import Cluster, NoKubernetes, find, images, project, tools
 from tests.cluster.progress import ClusterError
 
 CLUSTER = pytest.StashKey[Cluster | str]()
 """The cluster, or the reason why there is none."""
+HELM = pytest.StashKey[str | ClusterError]()
 REQUIRED = os.environ.get("DASKFLEET_REQUIRE_KUBERNETES") == "1"
 
 
@@ -37,9 +38,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
-    if "kubernetes_api" not in wanted or session.config.option.collectonly:
+    if session.config.option.collectonly:
         return
     capture = session.config.pluginmanager.getplugin("capturemanager")
+    if "helm" in wanted:
+        with capture.global_and_fixture_disabled():
+            try:
+                session.config.stash[HELM] = tools.helm(build=REQUIRED or "kubernetes_api" in wanted)
+            except ClusterError as error:
+                session.config.stash[HELM] = error
+    if "kubernetes_api" not in wanted:
+        return
     with capture.global_and_fixture_disabled():
         try:
             cluster = find()
@@ -56,6 +65,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         except ClusterError as error:
             raise pytest.UsageError(str(error)) from error
         session.config.stash[CLUSTER] = cluster
+
+
+@pytest.fixture(scope="session")
+def helm(request: pytest.FixtureRequest) -> str:
+    """The path of Helm. For tests without Kubernetes it is not built, as that takes minutes: they are skipped."""
+    found = request.config.stash[HELM]
+    if isinstance(found, ClusterError):
+        (pytest.fail if REQUIRED else pytest.skip)(str(found))
+    return found
 
 
 @pytest.fixture(scope="session")

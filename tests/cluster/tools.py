@@ -153,9 +153,12 @@ def kubectl() -> str:
     return str(build("./kubectl", CACHE / "tools" / "kubectl"))
 
 
-def helm() -> str:
-    """Helm 3."""
-    return shutil.which("helm") or go_install(HELM)
+def helm(build: bool = True) -> str:
+    """Helm 3, built if it must and may be: that takes minutes."""
+    here = shutil.which("helm")
+    if here is None and not build and not (CACHE / "tools" / HELM.rpartition("/")[2].replace("@", "-")).exists():
+        raise ClusterError("helm is not installed; `python -m tests.cluster tool helm` installs it")
+    return here or go_install(HELM)
 
 
 def kind() -> str:

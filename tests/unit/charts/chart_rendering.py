@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from tests.cluster import tools
-from tests.cluster.progress import ClusterError
 
 ROOT = Path(__file__).parents[3]
 OPERATOR = ROOT / "charts" / "daskfleet-operator"
@@ -19,23 +16,26 @@ FIXED = ROOT / "charts" / "daskfleet"
 NAMESPACE = "apart"
 
 
-@functools.cache
-def _helm() -> str:
-    try:
-        return tools.helm()
-    except ClusterError as error:
-        pytest.skip(f"no helm: {error}")
-
-
 def helm(*words: object) -> subprocess.CompletedProcess[str]:
     """Run helm; what it says on standard error goes without its remarks on links."""
-    done = subprocess.run([_helm(), *map(str, words)], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([tools.helm(), *map(str, words)], capture_output=True, text=True, check=False, timeout=60)
     done.stderr = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("walk.go"))
     return done
 
 
 def _template(chart: Path, values: dict[str, Any], release: str) -> subprocess.CompletedProcess[str]:
-    command = [_helm(), "template", release, str(chart), "-n", NAMESPACE, "--kube-version", "1.34.0", "--values", "-"]
+    command = [
+        tools.helm(),
+        "template",
+        release,
+        str(chart),
+        "-n",
+        NAMESPACE,
+        "--kube-version",
+        "1.34.0",
+        "--values",
+        "-",
+    ]
     given = yaml.safe_dump(values)
     return subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=60)
 

@@ -1,0 +1,168 @@
+"""The fixed cluster's chart on a real cluster, in a namespace that only takes restricted pods."""
+
+import base64
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from daskfleet import KubeCluster
+from helm_bed import CHARTS, Helm, Jupyter, Refused, left_in, port_forward
+
+from tests.cluster import Cluster, tools
+
+CHART = str(CHARTS / "daskfleet")
+SMALL = {"requests": {"cpu": "20m", "memory": "128Mi"}}
+VALUES = {
+    "scheduler": {"resources": SMALL},
+    "worker": {"replicas": 2, "resources": SMALL, "threads_per_worker": 1},
+    "jupyter": {"resources": SMALL, "extraConfig": 'c.ContentsManager.untitled_notebook = "Configured"'},
+}
+WAIT = ("--wait", "--timeout=150s")
+
+
+@dataclass
+class Release:
+    """A release of the chart, named ``rel``."""
+
+    cluster: Cluster
+    namespace: str
+    helm: Helm
+    notes: str
+
+    def kubectl(self, *words: str) -> str:
+        return self.cluster.kubectl("-n", self.namespace, *words)
+
+    def secret(self, name: str) -> dict[str, str]:
+        data = json.loads(self.kubectl("get", "secret", name, "-o", "json"))["data"]
+        return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+    def pods(self) -> set[str]:
+        return set(self.kubectl("get", "pods", "-o", "name").split())
+
+
+@pytest.fixture(scope="module")
+def release(helm: str, cluster_with_images: Cluster, notebook_image: str, module_namespace: str) -> Iterator[Release]:
+    label = "pod-security.kubernetes.io/enforce=restricted"
+    cluster_with_images.kubectl("label", "namespace", module_namespace, label)
+    charted = Helm(helm, cluster_with_images, module_namespace)
+    notes = charted("install", "rel", CHART, *WAIT, values=VALUES)
+    yield Release(cluster_with_images, module_namespace, charted, notes)
+
+
+@pytest.fixture(scope="module")
+def token(release: Release) -> str:
+    """Jupyter's token, by the command in the notes."""
+    [line] = [line.strip() for line in release.notes.splitlines() if "get secret" in line]
+    command = line.replace("kubectl", f"{tools.kubectl()} --kubeconfig={release.cluster.kubeconfig}", 1)
+    return subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout
+
+
+pytestmark = pytest.mark.timeout(300)
+
+WORK = [
+    "from daskfleet import Client\nclient = Client()\nclient.wait_for_workers(2, timeout=60)\n"
+    "print(len(client.scheduler_info()['workers']))",
+    "import dask.array as da\nx = da.arange(1_000_000, chunks=100_000)\nprint(int((x ** 2 % 7).sum().compute()))",
+    "import dask.dataframe as dd, pandas as pd\n"
+    "frame = dd.from_pandas(pd.DataFrame({'key': [i % 5 for i in range(1000)], 'value': range(1000)}), npartitions=8)\n"
+    "print(frame.groupby('key').value.sum().compute().to_dict())",
+    "import platform\nprint(sorted(client.run(platform.node).values()))",
+    "print(client.dashboard_link)",
+]
+
+
+async def test_a_notebook_computes_on_the_cluster(release: Release, token: str) -> None:
+    with port_forward(release.cluster, release.namespace, "service/rel-jupyter", 80) as url:
+        async with Jupyter.at(url, "wrong") as stranger:
+            with pytest.raises(AssertionError, match="403"):
+                await stranger.ask("GET", "/api/contents")
+        async with Jupyter.at(url, token) as jupyter:
+            assert "<title>JupyterLab</title>" in await jupyter.ask("GET", "/lab")
+            workers, total, sums, hosts, link = await jupyter.run_notebook("work.ipynb", WORK)
+            assert int(workers) == 2
+            assert int(total) == sum(i * i % 7 for i in range(1_000_000))
+            assert sums.strip() == str({key: sum(range(key, 1000, 5)) for key in range(5)})
+            assert hosts.count("rel-worker-") == 2
+            identity = await jupyter.ask("GET", link.strip().replace("/status", "/json/identity.json"))
+            assert identity["type"] == "Scheduler"  # the dashboard's server, by way of Jupyter
+            made = await jupyter.ask("POST", "/api/contents", {"type": "notebook"})
+            assert made["name"] == "Configured.ipynb"  # extraConfig is read
+
+
+async def test_kubecluster_in_the_notebook_has_the_rights_it_needs(release: Release, token: str) -> None:
+    cells = [
+        "from daskfleet import KubeCluster\ncluster = KubeCluster.from_name('rel')\nprint(cluster.scheduler_address)",
+        "print(cluster.get_client().submit(sum, [1, 2, 3]).result(timeout=60))",
+        "print(bool(cluster.get_logs()))\ncluster.close()",
+    ]
+    with port_forward(release.cluster, release.namespace, "service/rel-jupyter", 80) as url:
+        async with Jupyter.at(url, token) as jupyter:
+            address, total, logs = await jupyter.run_notebook("adopt.ipynb", cells)
+    assert address.strip() == f"tcp://rel-scheduler.{release.namespace}.svc:8786"
+    assert (total.strip(), logs.strip()) == ("6", "True")
+
+
+def test_helm_test(release: Release) -> None:
+    assert "Succeeded" in release.helm("test", "rel", "--timeout=120s")
+    assert "pod/rel-test" not in release.pods()
+
+
+def test_an_upgrade_changes_workers_and_keeps_everything_else(release: Release) -> None:
+    before, secrets = release.pods(), [release.secret(name) for name in ("rel-token", "rel-jupyter")]
+    with KubeCluster.from_name(f"{release.namespace}/rel") as cluster, cluster.get_client() as client:
+        kept = client.scatter([[i] for i in range(20)])
+        group = {"name": "tagged", "replicas": 1, "extraArgs": ["--resources", "TAG=1"], "resources": SMALL}
+        values = VALUES | {"worker": VALUES["worker"] | {"replicas": 3}, "additional_worker_groups": [group]}
+        release.helm("upgrade", "rel", CHART, *WAIT, values=values)
+        cluster.wait_for_workers(4, timeout=60)
+        assert client.gather(kept) == [[i] for i in range(20)]
+        pods = release.pods()
+        assert before < pods
+        assert sum(name.startswith("pod/rel-worker-tagged-") for name in pods - before) == 1
+        assert [release.secret(name) for name in ("rel-token", "rel-jupyter")] == secrets
+        where = client.submit(platform.node, resources={"TAG": 1}).result(timeout=60)
+        assert where.startswith("rel-worker-tagged-")
+
+
+def test_replicas_that_an_operator_has_taken_over_are_left_to_it(release: Release) -> None:
+    adopted = "kubernetes.dask.org/adopted-by=rel"
+    release.kubectl("annotate", "deployment", "rel-worker", adopted)
+    release.kubectl("scale", "deployment", "rel-worker", "--replicas=1")
+
+    def replicas() -> str:
+        return release.kubectl("get", "deployment", "rel-worker", "-o", "jsonpath={.spec.replicas}")
+
+    release.helm("upgrade", "rel", CHART, values=VALUES)
+    assert replicas() == "1"
+    release.kubectl("annotate", "deployment", "rel-worker", "kubernetes.dask.org/adopted-by-")
+    release.helm("upgrade", "rel", CHART, values=VALUES)
+    assert replicas() == "2"
+
+
+def test_a_second_release_in_the_namespace_with_certificates(release: Release) -> None:
+    values = {**VALUES, "tls": {"enabled": True}, "worker": VALUES["worker"] | {"replicas": 1}}
+    release.helm("install", "more", CHART, *WAIT, values=values | {"jupyter": {"enabled": False}})
+    certificates = release.secret("more-tls")
+    assert "Succeeded" in release.helm("test", "more", "--timeout=120s")
+    log = release.kubectl("logs", "deployment/more-worker")
+    assert f"registered with the scheduler at tls://more-scheduler.{release.namespace}.svc:8786" in log
+    release.helm("upgrade", "more", CHART, values=values | {"jupyter": {"enabled": False}})
+    assert release.secret("more-tls") == certificates
+    assert "Succeeded" in release.helm("test", "rel", "--timeout=120s")
+    release.helm("uninstall", "more", "--wait")
+    assert not {name for name in left_in(release.cluster, release.namespace) if "/more-" in name}
+
+
+def test_wrong_values_install_nothing(release: Release) -> None:
+    with pytest.raises(Refused, match="at '/worker/replicas': got string, want integer"):
+        release.helm("install", "bad", CHART, values={"worker": {"replicas": "three"}})
+    assert "bad" not in release.helm("list", "--all", "--short")
+
+
+def test_uninstall_leaves_nothing(release: Release) -> None:
+    release.helm("uninstall", "rel", "--wait", "--timeout=90s")
+    release.kubectl("wait", "--for=delete", "pods", "--all", "--timeout=90s")
+    assert left_in(release.cluster, release.namespace) == set()
