@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed-$(shell sha256sum pyproject.toml | cut -c1-16)
 export KUBECONFIG_CONTEXT DASKFLEET_IMAGES
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-unit test-api test-e2e test-deployers lint kubernetes images down bench bench-kubernetes
+.PHONY: help venv demo test test-unit test-api test-e2e test-deployers lint kubernetes images down bench bench-kubernetes bench-deployers
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench: $(INSTALLED) ## the runtime's figures
 
 bench-kubernetes: $(INSTALLED) ## the figures on Kubernetes, against dask-kubernetes
 	@$(BIN)/python -m tests.benchmarks.kubernetes
+
+bench-deployers: $(INSTALLED) ## seconds until 64 workers are there, by SSH, Slurm and MPI, against the peers
+	@$(BIN)/python -m tests.benchmarks.deployers $(ARGS)
 
 venv: $(INSTALLED) ## the Python environment in .venv
 

@@ -1,0 +1,1 @@
+"""How long it takes to have many workers, by each manager, against its peer; see `__main__`."""
