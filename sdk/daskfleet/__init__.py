@@ -32,10 +32,18 @@ if TYPE_CHECKING:
     from daskfleet.client.locks import Lock as Lock
     from daskfleet.client.locks import MultiLock as MultiLock
     from daskfleet.client.locks import Semaphore as Semaphore
+    from daskfleet.client.progress import progress as progress
+    from daskfleet.client.reports import get_task_metadata as get_task_metadata
+    from daskfleet.client.reports import get_task_stream as get_task_stream
+    from daskfleet.client.reports import performance_report as performance_report
     from daskfleet.client.sharing import print as print
     from daskfleet.client.sharing import warn as warn
     from daskfleet.client.waiting import as_completed as as_completed
     from daskfleet.client.waiting import wait as wait
+    from daskfleet.comm import connect as connect
+    from daskfleet.compat import as_distributed as as_distributed
+    from daskfleet.deploy.adaptive import Adaptive as Adaptive
+    from daskfleet.deploy.cluster import Status as Status
     from daskfleet.deploy.kubernetes import KubeCluster as KubeCluster
     from daskfleet.deploy.local import LocalCluster as LocalCluster
     from daskfleet.deploy.spec import SpecCluster as SpecCluster
@@ -43,6 +51,9 @@ if TYPE_CHECKING:
     from daskfleet.exceptions import CancelledError as CancelledError
     from daskfleet.exceptions import KilledWorker as KilledWorker
     from daskfleet.exceptions import Reschedule as Reschedule
+    from daskfleet.exceptions import TimeoutError as TimeoutError
+    from daskfleet.exceptions import VersionMismatch as VersionMismatch
+    from daskfleet.loop import sync as sync
     from daskfleet.plugins import Environ as Environ
     from daskfleet.plugins import InstallPlugin as InstallPlugin
     from daskfleet.plugins import NannyPlugin as NannyPlugin
@@ -62,6 +73,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "Actor": "client.actors",
     "ActorFuture": "client.actors",
+    "Adaptive": "deploy.adaptive",
     "CancelledError": "exceptions",
     "Client": "client.client",
     "CompatibleExecutor": "client.executor",
@@ -85,21 +97,31 @@ _WHERE = {
     "Security": "security",
     "Semaphore": "client.locks",
     "SpecCluster": "deploy.spec",
+    "Status": "deploy.cluster",
+    "TimeoutError": "exceptions",
     "UploadDirectory": "plugins",
     "UploadFile": "plugins",
     "Variable": "client.channels",
+    "VersionMismatch": "exceptions",
     "Worker": "worker.server",
     "WorkerPlugin": "plugins",
     "as_completed": "client.waiting",
+    "as_distributed": "compat",
+    "connect": "comm",
     "default_client": "client.inside",
     "fire_and_forget": "client.inside",
     "futures_of": "client.collections",
     "get_client": "client.inside",
+    "get_task_metadata": "client.reports",
+    "get_task_stream": "client.reports",
     "get_worker": "worker.context",
     "local_client": "client.inside",
+    "performance_report": "client.reports",
     "print": "client.sharing",
+    "progress": "client.progress",
     "rejoin": "worker.context",
     "secede": "worker.context",
+    "sync": "loop",
     "wait": "client.waiting",
     "warn": "client.sharing",
     "worker_client": "client.inside",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio import CancelledError as AsyncCancelledError
+from builtins import TimeoutError as TimeoutError  # distributed has it under its own name too
 
 
 class DaskfleetError(Exception):
@@ -44,6 +45,10 @@ class Reschedule(DaskfleetError):
 
 class TaskStopped(BaseException):
     """Raised inside a task that is being stopped, so that it can clean up; not an `Exception`, so that few catch it."""
+
+
+class VersionMismatch(DaskfleetError):
+    """Processes of one cluster have different versions of something that has to fit."""
 
 
 class LostData(DaskfleetError):

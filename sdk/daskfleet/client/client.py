@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from daskfleet import loop as loops
-from daskfleet.client.collections import Collections
 from daskfleet.client.executor import CompatibleExecutor
 from daskfleet.client.extending import Extending
 from daskfleet.client.looking import Looking
@@ -13,7 +12,7 @@ from daskfleet.client.sharing import BUILT_IN, EventHandler
 from daskfleet.worker.server import Worker
 
 
-class Client(Collections, Extending, Looking):
+class Client(Looking, Extending):
     """Submits work to a scheduler and gets the results.
 
     Parameters
@@ -68,6 +67,9 @@ class TaskClient(Client):
             set_as_default=False,
             direct_to_workers=True,
         )
+
+    async def _check_versions(self) -> None:
+        pass  # whoever submitted the tasks has been told
 
     def _begin(self) -> None:
         loops.start_soon(self.loop, self._start())

@@ -28,7 +28,8 @@ from daskfleet.client.future import CANCELLED, ERROR, FINISHED, PENDING, Future,
 from daskfleet.client.inside import giving_way
 from daskfleet.client.sent import Sent
 from daskfleet.client.times import seconds
-from daskfleet.comm import CommClosedError, Connection, Pool, connect
+from daskfleet.comm import CommClosedError, Connection, Pool, connect, parse_address
+from daskfleet.comm.addresses import own_ip
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.loop import on_loop_thread, shared_loop
 from daskfleet.protocol.frames import Message
@@ -157,11 +158,20 @@ class Core:
         self._pool = Pool(args)
         assert self._scheduler is not None
         if self._direct is None:
-            self._direct = self._scheduler.peer.rpartition(":")[0] == self._scheduler.local.rpartition(":")[0]
+            self._direct = getattr(self.cluster, "direct_to_workers", None)
+        if self._direct is None:
+            # By the address that the scheduler itself gives: the one we connected to may be a forward's.
+            host = parse_address(self._info["address"]).host
+            self._direct = host in (self._scheduler.local.rpartition(":")[0], own_ip())
         self.status = "running"
         if self._set_as_default:
             current.become_default(cast("Client", self))
+        self._checking = self.loop.create_task(self._check_versions())
         self._wake()
+
+    async def _check_versions(self) -> None:
+        """Warn, in the background, of versions that do not fit (`daskfleet.client.looking`)."""
+        raise NotImplementedError
 
     async def _introduce(self) -> None:
         """Connect to the scheduler and tell who we are, and which scheduler knew us before."""

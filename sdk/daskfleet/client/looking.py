@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from daskfleet.client.collections import keys_of
-from daskfleet.client.core import Core
+from daskfleet.client.collections import Collections, keys_of
+from daskfleet.client.dump import write_dump
 from daskfleet.client.options import worker_names
+from daskfleet.exceptions import DaskfleetError, VersionMismatch
+from daskfleet.versions import VersionMismatchWarning, mismatches, versions
+from daskfleet.worker.observing import merge, tree
 
 
-class Looking(Core):
+class Looking(Collections):
     """Questions to the scheduler."""
 
     def retire_workers(
@@ -57,3 +63,236 @@ class Looking(Core):
 
     async def _dict(self, method: str, argument: Any) -> dict[Any, tuple[Any, ...]]:
         return {name: tuple(items) for name, items in await self._call(method, argument)}
+
+    def nbytes(self, keys: Any = None, summary: bool = True) -> Any:
+        """Bytes of results in memory: by kind of task, or with ``summary=False`` by key."""
+        return self._sync(self._pairs, "nbytes", None if keys is None else list(keys), summary)
+
+    async def _pairs(self, method: str, *args: Any) -> dict[Any, Any]:
+        return dict(await self._call(method, *args))
+
+    # Moving --------------------------------------------------------------------------------------------------------
+
+    def replicate(
+        self,
+        futures: Any,
+        n: int | None = None,
+        workers: Iterable[str] | None = None,
+        branching_factor: int = 2,
+    ) -> Any:
+        """Have several workers hold the same results, and wait until they do.
+
+        Parameters
+        ----------
+        n
+            How many workers; by default all, or all of `workers`.
+        branching_factor
+            How many copies are taken from one at a time.
+        """
+        return self._sync(self._replicate, futures, n, worker_names(workers), branching_factor)
+
+    async def _replicate(self, futures: Any, n: int | None, workers: list[str], branching_factor: int) -> None:
+        own = self.futures_of(futures)
+        await self._settled([future._state for future in own], None)
+        await self._call("replicate", [future.key for future in own], n, workers, branching_factor)
+
+    def rebalance(self, futures: Any = None, workers: Iterable[str] | None = None) -> Any:
+        """Move results from the workers that hold most to those that hold least, and wait until they are there.
+
+        Parameters
+        ----------
+        futures
+            Move only these; by default any that a single worker holds.
+        """
+        return self._sync(self._rebalance, futures, worker_names(workers))
+
+    async def _rebalance(self, futures: Any, workers: list[str]) -> None:
+        keys = None
+        if futures is not None:
+            own = self.futures_of(futures)
+            await self._settled([future._state for future in own], None)
+            keys = [future.key for future in own]
+        await self._call("rebalance", keys, workers)
+
+    # Asking the workers --------------------------------------------------------------------------------------------
+
+    def call_stack(self, futures: Any = None, keys: Iterable[Any] | None = None) -> Any:
+        """What running tasks are at: ``{worker: {key: [call, …]}}``, the outermost call first; of workers that run one.
+
+        Parameters
+        ----------
+        futures, keys
+            Only these; by default all that run now.
+        """
+        chosen = None if futures is None and keys is None else [*(keys or ()), *(keys_of(futures) if futures else ())]
+        return self._sync(self._call_stack, chosen)
+
+    async def _call_stack(self, keys: list[Any] | None) -> dict[str, dict[Any, tuple[str, ...]]]:
+        rows = await self._call("ask_workers", [], "call_stack", keys)
+        return {address: {key: tuple(calls) for key, calls in stacks} for address, stacks in rows if stacks}
+
+    def profile(
+        self,
+        key: str | None = None,
+        start: float | None = None,
+        stop: float | None = None,
+        workers: Iterable[str] | None = None,
+        merge_workers: bool = True,
+        filename: str | None = None,
+    ) -> Any:
+        """Where tasks have spent their time, by samples of their threads' stacks.
+
+        Parameters
+        ----------
+        key
+            A kind of task, such as ``"inc"``; all by default.
+        start, stop
+            Seconds since the epoch, to within ten seconds; the last hour by default.
+        merge_workers
+            False for a profile of each worker, by its address.
+        filename
+            Write a page of nested bars (HTML) there.
+
+        Returns
+        -------
+        dict
+            ``{"count", "identifier", "description", "children": {identifier: …}}``: samples, and the calls below.
+        """
+        return self._sync(self._profile, key, start, stop, worker_names(workers), merge_workers, filename)
+
+    async def _profile(
+        self,
+        key: str | None,
+        start: float | None,
+        stop: float | None,
+        workers: list[str],
+        merge_workers: bool,
+        filename: str | None,
+    ) -> Any:
+        rows = await self._call("ask_workers", workers, "profile", key, start, stop)
+        total = tree()
+        for _, profile in rows:
+            merge(total, profile)
+        if filename is not None:
+            from daskfleet.client.reports import profile_page
+
+            Path(filename).write_text(profile_page(total))
+        return total if merge_workers else dict(rows)
+
+    def get_worker_logs(self, n: int | None = None, workers: Iterable[str] | None = None) -> Any:
+        """The last log lines of each worker (the last `n`), as ``(level, line)``, by its address; oldest first."""
+        return self._sync(self._worker_logs, n, worker_names(workers))
+
+    async def _worker_logs(self, n: int | None, workers: list[str]) -> dict[str, tuple[tuple[str, str], ...]]:
+        rows = await self._call("ask_workers", workers, "logs")
+        return {address: _levels(lines, n) for address, lines in rows}
+
+    def get_scheduler_logs(self, n: int | None = None) -> Any:
+        """The scheduler's last log lines (the last `n`), as ``(level, line)``; oldest first."""
+        return self._sync(self._scheduler_logs, n)
+
+    async def _scheduler_logs(self, n: int | None) -> tuple[tuple[str, str], ...]:
+        return _levels(await self._call("logs"), n)
+
+    def get_versions(self, check: bool = False, packages: Iterable[str] = ()) -> Any:
+        """Versions of Python and of what matters between client, scheduler and workers.
+
+        Parameters
+        ----------
+        check
+            Raise if they differ.
+
+        Returns
+        -------
+        dict
+            ``{"client": {package: version}, "scheduler": …, "workers": {address: …}}``.
+
+        Raises
+        ------
+        VersionMismatch
+            With a table of what differs.
+        """
+        return self._sync(self._versions, check)
+
+    async def _check_versions(self) -> None:
+        try:
+            await self._versions(True)
+        except VersionMismatch as error:
+            warnings.warn(str(error), VersionMismatchWarning, stacklevel=1)
+        except (OSError, TimeoutError, DaskfleetError):
+            return  # the connection has ended meanwhile
+
+    async def _versions(self, check: bool) -> dict[str, Any]:
+        scheduler, workers = await asyncio.gather(self._call("versions"), self._call("ask_workers", [], "versions"))
+        own = await asyncio.to_thread(versions)
+        found = {"client": own, "scheduler": scheduler, "workers": dict(workers)}
+        table = mismatches(found["client"], scheduler, found["workers"])
+        if check and table:
+            raise VersionMismatch(f"client, scheduler and workers have different versions:\n{table}")
+        return found
+
+    def dump_cluster_state(self, filename: str = "dask-cluster-dump", format: str = "msgpack") -> Any:
+        """Write all that scheduler and workers know to a file, for looking into what went wrong.
+
+        Parameters
+        ----------
+        filename
+            Without the ending.
+        format
+            ``"msgpack"`` writes ``.msgpack.gz``, ``"yaml"`` writes ``.yaml``.
+
+        Returns
+        -------
+        str
+            The file's name.
+        """
+        if format not in ("msgpack", "yaml"):
+            raise ValueError(f"format={format!r}: expected msgpack or yaml")
+        return self._sync(self._dump, filename, format)
+
+    async def _dump(self, filename: str, format: str) -> str:
+        identity, tasks, workers, events, seen = await asyncio.gather(
+            self._call("identity"),
+            self._call("tasks", None),
+            self._call("ask_workers", [], "dump"),
+            self._call("get_events", "all"),
+            self._versions(False),
+        )
+        scheduler = {**identity, "tasks": tasks, "events": events}
+        return await asyncio.to_thread(
+            write_dump, filename, format, {"scheduler": scheduler, "workers": dict(workers), "versions": seen}
+        )
+
+    def write_scheduler_file(self, scheduler_file: str) -> Any:
+        """Write a file by which workers and other clients find this client's scheduler; it holds the token too."""
+        return self._sync(self._write_scheduler_file, scheduler_file)
+
+    async def _write_scheduler_file(self, path: str) -> None:
+        from daskfleet.deploy.scheduler_file import write
+
+        assert self.security is not None
+        identity = {**await self._call("identity"), "address": self.scheduler_address}
+        await asyncio.to_thread(write, path, identity, self.security)
+
+    def get_task_stream(self, start: float | None = None, stop: float | None = None, count: int | None = None) -> Any:
+        """Which tasks have ended between two times (seconds since the epoch), when and where; the last `count`.
+
+        Recording begins when a client asks first; see also the context manager `get_task_stream`.
+
+        Returns
+        -------
+        tuple of dict
+            ``key name worker start stop status nbytes type error`` of each.
+        """
+        return self._sync(self._task_stream, start, stop, count)
+
+    async def _task_stream(self, start: float | None, stop: float | None, count: int | None) -> tuple[Any, ...]:
+        return tuple(await self._call("watched", start, stop, count))
+
+
+def _levels(lines: Iterable[str], n: int | None) -> tuple[tuple[str, str], ...]:
+    rows = []
+    for line in lines:
+        parts = line.split("  ", 2)
+        rows.append((parts[1].strip() if len(parts) == 3 else "", line))
+    return tuple(rows if n is None else rows[-n:] if n else ())

@@ -46,6 +46,8 @@ TICK = 0.1
 CLIENT_GRACE = 15.0
 #: Seconds that workers and clients of a scheduler that is gone have to come to the one in its place.
 TAKE_OVER = 20.0
+#: Seconds that the nanny of a worker that has died may take to start another, which then says how the last one ended.
+NANNY_TIMEOUT = 10.0
 #: Seconds after which a worker that has said nothing is given up (``distributed.scheduler.worker-ttl``).
 WORKER_TTL = 300.0
 
@@ -115,7 +117,7 @@ class Scheduler:
         self.plugins = SchedulerPlugins(self)
         self.preloads = Preloads(self, preload, preload_argv, "scheduler")
         self._changed: asyncio.Future[None] | None = None
-        self.on_done: Callable[[WorkerState, Sequence[Any]], None] | None = None  # set while somebody watches tasks
+        self.on_ended: list[Callable[[WorkerState, str, Sequence[Any]], None]] = []  # of those who watch tasks end
 
         extensions.install(self)
 
@@ -289,6 +291,7 @@ class Scheduler:
         )
         if info["held"] and info.get("scheduler") != self.id:
             self._take_over()
+        self.state.explain(name, outside=info.get("predecessor") in ("killed", "reconnected"))
         ids = self.state.add_worker(worker, info["held"])
         # A message and not the call's answer, because it must be read before the messages that follow it.
         connection.send(("joined", self.id, ids))
@@ -354,9 +357,17 @@ class Scheduler:
             connection.close()
         self._pool.forget(worker.address)
         self.state.remove_worker(worker, expected=expected)
+        if (dead := self.state.unexplained.get(worker.name)) is not None and dead[0] is worker:
+            asyncio.get_running_loop().call_later(NANNY_TIMEOUT, self._presume, worker)
         self.notify("remove_worker", scheduler=self, worker=worker.address, stimulus_id=f"remove-{worker.address}")
         self._flush()
         self._pulse()
+
+    def _presume(self, worker: WorkerState) -> None:
+        """The nanny of a dead worker has said nothing."""
+        if (dead := self.state.unexplained.get(worker.name)) is not None and dead[0] is worker:
+            self.state.explain(worker.name)
+            self._flush()
 
     def _on_client(self, connection: Connection, messages: list[Message]) -> None:
         state, client = self.state, self._peers[connection]
@@ -386,10 +397,12 @@ class Scheduler:
         for message in messages:
             match message:
                 case ("done", rows):
-                    if self.on_done is not None:
-                        self.on_done(worker, rows)
+                    for watch in self.on_ended:
+                        watch(worker, "done", rows)
                     state.done(worker, rows)
                 case ("erred", rows):
+                    for watch in self.on_ended:
+                        watch(worker, "erred", rows)
                     state.erred(worker, rows)
                 case ("heartbeat", metrics):
                     worker.metrics = metrics

@@ -22,6 +22,7 @@ import sys
 from typing import Any, NoReturn
 
 from daskfleet.client.current import configure
+from daskfleet.compat import VARIABLE, as_distributed
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.worker.link import WorkerEnd
 from daskfleet.worker.server import Worker
@@ -37,6 +38,8 @@ _M_TRIM_THRESHOLD = -1
 def run(options: dict[str, Any], pipe: socket.socket) -> int:
     """Run a worker to its end; the process's exit status."""
     _trim_memory()
+    if os.environ.get(VARIABLE):
+        as_distributed()
     configure()  # what tasks compute by themselves runs on the cluster too
     return asyncio.run(_main(options, pipe))
 
@@ -45,6 +48,7 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
     loop = asyncio.get_running_loop()
     pipe.setblocking(False)
     options = dict(options)
+    predecessor = options.pop("predecessor", "")
     worker: Worker = options.pop("worker_class", Worker)(**options)
 
     def leave() -> None:
@@ -57,6 +61,7 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
     tasks: list[asyncio.Task[None]] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave)
+    worker.predecessor = predecessor
     worker.nanny = nanny = WorkerEnd(pipe, orphaned)
     try:
         await worker.start()

@@ -18,17 +18,20 @@ from daskfleet import system
 from daskfleet.comm import Connection, Listener, Pool, connect, listen, parse_address
 from daskfleet.comm.addresses import interface_ip, own_ip
 from daskfleet.exceptions import DaskfleetError
+from daskfleet.http.logs import ring
 from daskfleet.functions import run_function
 from daskfleet.preload import Preloads
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized, dumps, dumps_by_value, join, loads, refusal
 from daskfleet.security import Security
+from daskfleet.versions import versions
 from daskfleet.worker import context
 from daskfleet.worker.actors import Actors
 from daskfleet.worker.executor import Again, Executor, Failed, Outcome, Success, Suspended, failure, size_of, success
 from daskfleet.worker.machine import Task, WorkerMachine
 from daskfleet.worker.memory import MemoryMonitor, Thresholds, resident_memory
+from daskfleet.worker.observing import Observer
 from daskfleet.worker.plugins import WorkerPlugins
 from daskfleet.worker.spill import OnDisk, SpillBuffer
 from daskfleet.worker.stopping import Stopping
@@ -107,6 +110,7 @@ class Worker:
         self.status = "init"
         self.address = ""
         self.scheduler_id = ""
+        self.predecessor = ""  # how the worker before us ended: "killed", if not by itself; "reconnected": it was we
         self._joined = asyncio.Event()
         self.machine = WorkerMachine(self.nthreads, self.resources)
         self.local_directory = local_directory
@@ -159,6 +163,8 @@ class Worker:
         self._pool = Pool(self.security.get_connection_args("worker"))
         self._executor = Executor(self.nthreads, loop, self._on_outcomes, self)
         self._stopping = Stopping(self, self._executor)
+        self._observer = Observer(self._executor)
+        ring()  # the last log lines are kept from now on
         if self.dashboard_address is not None:
             from daskfleet.worker.http import serve
 
@@ -233,6 +239,7 @@ class Worker:
         self._pool.close()
         if self._executor is not None:
             self._executor.close()
+            self._observer.close()
         if self._folder is not None:
             self._folder.cleanup()
         self._finished.set()
@@ -290,6 +297,7 @@ class Worker:
             timeout=30,
         )
         self._scheduler = connection
+        self.predecessor = "reconnected"
         logger.info("registered with the scheduler at %s as %s (%s)", self.scheduler_address, self.name, self.address)
         self._advance()
 
@@ -318,6 +326,8 @@ class Worker:
             "services": services,
             "pid": os.getpid(),
             "started": self._started,
+            "nanny": self.nanny is not None,
+            "predecessor": self.predecessor,
         }
 
     def _attach(self, connection: Connection) -> None:
@@ -453,6 +463,31 @@ class Worker:
             except (OSError, TimeoutError) as error:
                 logger.warning("leaving without having handed over the data: %s", error)
         await self._restart()
+
+    async def _call_versions(self) -> dict[str, str | None]:
+        return versions()
+
+    async def _call_logs(self) -> list[str]:
+        return ring().text(self.security.token).splitlines()
+
+    async def _call_call_stack(self, keys: Sequence[Key] | None) -> list[tuple[Key, list[str]]]:
+        return self._observer.call_stacks(keys)
+
+    async def _call_profile(self, prefix: str | None, start: float | None, stop: float | None) -> dict[str, Any]:
+        return await asyncio.to_thread(self._observer.profile, prefix, start, stop)
+
+    async def _call_dump(self) -> dict[str, Any]:
+        """All that is known here, as plain data."""
+        machine = self.machine
+        return {
+            **self._identity(),
+            "status": self.status,
+            "executing": machine.executing,
+            "tasks": [{"key": task.key, "state": task.state, "attempt": task.attempt} for task in machine.tasks.values()],
+            "data": {str(machine.keys[id]): machine.sizes[id] for id in machine.keys},
+            "fetching": [{"key": fetch.key, "from": fetch.address} for fetch in machine.fetches.values()],
+            "versions": versions(),
+        }
 
     async def _call_actor(self, key: Key, name: str, call: Serialized | None) -> Serialized:
         return await self.actors.ask(key, name, call)

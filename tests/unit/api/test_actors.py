@@ -91,15 +91,17 @@ def test_an_actor_ends_with_its_last_proxy(client: Client) -> None:
     counter = client.submit(Counter, actor=True).result(timeout=20)
     address = counter.where().result(timeout=20)[1]
 
-    def count(dask_worker: Any) -> int:
-        return len(dask_worker.actors._hosts)
+    key = counter._key
 
-    assert client.run(count, workers=[address])[address] >= 1
+    def is_there(dask_worker: Any) -> bool:
+        return key in dask_worker.actors._hosts
+
+    assert client.run(is_there, workers=[address])[address]
     del counter
     deadline = time.monotonic() + 20
-    while client.run(count, workers=[address])[address] and time.monotonic() < deadline:
+    while client.run(is_there, workers=[address])[address] and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert client.run(count, workers=[address])[address] == 0
+    assert not client.run(is_there, workers=[address])[address]
 
 
 def test_an_actor_is_lost_with_its_worker() -> None:

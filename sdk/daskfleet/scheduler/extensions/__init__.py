@@ -13,14 +13,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from daskfleet.scheduler.extensions.channels import Queues, Variables
+from daskfleet.scheduler.extensions.data import Data
 from daskfleet.scheduler.extensions.datasets import Datasets
 from daskfleet.scheduler.extensions.events import Events
 from daskfleet.scheduler.extensions.flags import Flags
 from daskfleet.scheduler.extensions.forget import FireAndForget
 from daskfleet.scheduler.extensions.locks import MultiLocks, Semaphores
+from daskfleet.scheduler.extensions.looking import Looking
 from daskfleet.scheduler.extensions.metadata import Metadata
 from daskfleet.scheduler.extensions.relay import Relay
 from daskfleet.scheduler.extensions.restarting import Restarting
+from daskfleet.scheduler.extensions.watching import Watching
 
 if TYPE_CHECKING:
     from daskfleet.scheduler.server import Scheduler
@@ -37,6 +40,9 @@ EXTENSIONS = (
     FireAndForget,
     Restarting,
     Relay,
+    Data,
+    Looking,
+    Watching,
 )
 
 

@@ -73,7 +73,7 @@ class Feed:
             return False
         self._viewers[viewer] = None
         if self._task is None:
-            self._scheduler.on_done = self._stream.done
+            self._scheduler.on_ended.append(self._stream.ended)
             self._task = asyncio.get_running_loop().create_task(self._run())
         elif self._last:
             self._send(viewer, self._last)
@@ -96,7 +96,7 @@ class Feed:
             self._task.cancel()
             self._task, self._last = None, ""
             self._counts, self._count_again = Counter(), 0.0
-            self._scheduler.on_done = None
+            self._scheduler.on_ended.remove(self._stream.ended)
             self._stream.take()
 
     async def _run(self) -> None:

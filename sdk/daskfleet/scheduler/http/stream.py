@@ -20,15 +20,17 @@ BARS = 1000
 
 
 class TaskStream:
-    """Gathers runs (`done`) until they are taken (`take`)."""
+    """Gathers runs (`ended`) until they are taken (`take`)."""
 
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
         self._bars: list[tuple[str, str, float, float]] = []
         self._sums: dict[tuple[str, str], list[float]] = {}
 
-    def done(self, worker: WorkerState, rows: Sequence[Any]) -> None:
-        """`worker` reports these as done; called before the state is told, which may forget them."""
+    def ended(self, worker: WorkerState, op: str, rows: Sequence[Any]) -> None:
+        """`worker` reports these as done (or ``erred``); called before the state is told, which may forget them."""
+        if op != "done":
+            return
         now, tasks = time.time(), self._state.tasks
         for row in rows:
             ts = tasks.get(row[0])

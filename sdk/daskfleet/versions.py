@@ -1,0 +1,58 @@
+"""Versions of what has to fit between client, scheduler and workers, and a table of what does not."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+#: What both sides have to have alike; the others are looked at only where a side has them.
+REQUIRED = ("python", "daskfleet", "dask", "cloudpickle", "msgpack")
+OPTIONAL = ("numpy", "pandas", "pyarrow")
+
+
+class VersionMismatchWarning(Warning):
+    """Processes of one cluster have different versions of something."""
+
+
+@functools.cache
+def versions() -> dict[str, str | None]:
+    """This process's, by name; None for what is not installed."""
+    found: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in (*REQUIRED[1:], *OPTIONAL):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def mismatches(
+    client: Mapping[str, Any], scheduler: Mapping[str, Any], workers: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """A table of the packages whose versions differ, ``""`` when none does.
+
+    Parameters
+    ----------
+    client, scheduler
+        Versions by package.
+    workers
+        The same by worker.
+    """
+    rows = []
+    for name in (*REQUIRED, *OPTIONAL):
+        on_workers = sorted({str(versions.get(name)) for versions in workers.values()})
+        there = {str(scheduler.get(name)), *on_workers}
+        # The scheduler never loads users' objects, so it may do without their packages.
+        relevant = {str(client.get(name)), *on_workers} if name in OPTIONAL else {str(client.get(name)), *there}
+        if len(relevant) > 1:
+            rows.append((name, str(client.get(name)), str(scheduler.get(name)), ", ".join(on_workers) or "-"))
+    if not rows:
+        return ""
+    table = [("Package", "Client", "Scheduler", "Workers"), *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(4)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
