@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,7 +36,7 @@ def dumps(value: Any) -> Serialized:
     buffers: list[pickle.PickleBuffer] = []
     try:
         blob = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
-        by_value = b"__main__" in blob
+        by_value = _needs_value(blob)
     except Exception:
         by_value = True
     if by_value:
@@ -50,9 +51,19 @@ def dumps_by_value(value: Any) -> bytes:
     """One pickle without out-of-band buffers: for functions and exceptions, which are stored and compared as bytes."""
     with contextlib.suppress(Exception):  # cloudpickle is next, and tells what is wrong if it fails as well
         blob = pickle.dumps(value, PROTOCOL)
-        if b"__main__" not in blob:
+        if not _needs_value(blob):
             return blob
     return _cloudpickle(value, None)
+
+
+def _needs_value(blob: bytes) -> bool:
+    """Whether a pickle refers to what only this process can import: its main module, or modules that the user has named
+    by ``cloudpickle.register_pickle_by_value``."""
+    if b"__main__" in blob:
+        return True
+    cloudpickle = sys.modules.get("cloudpickle")
+    named = cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else ()
+    return any(module.encode() in blob for module in named)
 
 
 def _cloudpickle(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import cloudpickle
 import numpy as np
 import pytest
 from daskfleet.protocol import serialize
@@ -120,3 +121,18 @@ def test_what_another_thread_is_importing_is_waited_for(monkeypatch) -> None:
 def test_in_place_of_a_value_that_cannot_be_pickled_its_reader_gets_the_reason() -> None:
     with pytest.raises(TypeError, match="no bytes"):
         loads(serialize.refusal(TypeError("no bytes")))
+
+
+def test_modules_that_the_user_registers_travel_by_value(monkeypatch):
+    import types
+
+    module = types.ModuleType("only_here")
+    exec("def double(x):\n    return 2 * x", module.__dict__)
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        blob = dumps(module.double)
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+    monkeypatch.delitem(sys.modules, "only_here")
+    assert loads(blob)(4) == 8
