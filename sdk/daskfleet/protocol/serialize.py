@@ -62,7 +62,8 @@ def _needs_value(blob: bytes) -> bool:
     if b"__main__" in blob:
         return True
     cloudpickle = sys.modules.get("cloudpickle")
-    named = cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else ()
+    if cloudpickle is None or not (named := cloudpickle.list_registry_pickle_by_value()):
+        return False
     return any(module.encode() in blob for module in named)
 
 
