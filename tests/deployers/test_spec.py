@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -167,13 +168,35 @@ cluster.close()
 """
 
 
-def test_from_name_finds_the_cluster_of_another_process(state_home) -> None:
-    import subprocess
-
-    other = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
+def elsewhere() -> subprocess.Popen[str]:
+    """A process with the cluster ``shared``, which ends with its standard input."""
+    command = [sys.executable, "-c", PROGRAM]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "up\n"
+    return other
+
+
+async def test_clusters_are_discovered(state_home) -> None:
+    import importlib.metadata
+
+    async def found() -> dict[str, type]:
+        return {name: cls async for name, cls in registry.discover()}
+
+    entry = importlib.metadata.EntryPoint("daskfleet", "daskfleet.deploy.registry:discover", "dask_cluster_discovery")
+    assert entry.load() is registry.discover
+    other = elsewhere()
+    async with SpecCluster(workers={0: SMALL}, scheduler=SCHEDULER, name="here", asynchronous=True):
+        assert await found() == {"here": SpecCluster, "shared": SpecCluster}
+        other.kill()
+        other.wait()
+        with pytest.raises(DaskfleetError, match=r"cluster 'shared', made on .*, does not answer"):
+            await SpecCluster.from_name("shared", asynchronous=True)
+        assert await found() == {"here": SpecCluster}
+        assert [entry.name for entry in registry.entries()] == ["here"], "what is dead is forgotten"
+
+
+def test_from_name_finds_the_cluster_of_another_process(state_home) -> None:
+    other = elsewhere()
     try:
         with SpecCluster.from_name("shared") as cluster, Client(cluster) as client:
             assert client.submit(sum, [1, 2, 3]).result() == 6

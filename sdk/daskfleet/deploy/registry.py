@@ -6,16 +6,23 @@ may read it can connect (`SpecCluster.from_name`). On machines that share a home
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import json
 import os
 import socket
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from daskfleet.deploy import scheduler_file
+from daskfleet.exceptions import DaskfleetError
 from daskfleet.security import Security
+
+#: Seconds for a scheduler to answer when clusters are listed.
+ANSWER = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,33 @@ def find(name: str) -> Entry:
         pid=int(content.get("pid", 0)),
         started=float(content.get("recorded", 0)),
     )
+
+
+async def discover() -> AsyncIterator[tuple[str, type]]:
+    """``(name, class)`` of the clusters that answer, for ``daskfleet list`` and dask-ctl (``dask_cluster_discovery``).
+
+    One that does not answer and whose process on this machine is gone is forgotten.
+    """
+    from daskfleet.deploy.scheduler_link import RemoteLink
+
+    async def answers(entry: Entry) -> bool:
+        link = RemoteLink(entry.address, entry.security)
+        try:
+            async with asyncio.timeout(ANSWER):
+                await link.identity()
+            return True
+        except (OSError, TimeoutError, DaskfleetError):
+            return False
+        finally:
+            link.close()
+
+    known = entries()
+    for entry, alive in zip(known, await asyncio.gather(*map(answers, known)), strict=True):
+        if alive:
+            module, _, name = entry.manager.partition(":")
+            yield entry.name, getattr(importlib.import_module(module), name)
+        elif entry.host == socket.gethostname() and not Path(f"/proc/{entry.pid}").exists():
+            forget(entry.name)
 
 
 def entries() -> list[Entry]:

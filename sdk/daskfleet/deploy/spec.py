@@ -252,7 +252,11 @@ class SpecCluster(Cluster):
 
     async def _start(self) -> None:
         if self._entry is not None:
-            await self._connect(self._entry.address)
+            try:
+                await self._connect(self._entry.address)
+            except OSError as error:
+                where = f"on {self._entry.host}, process {self._entry.pid}"
+                raise DaskfleetError(f"cluster {self.name!r}, made {where}, does not answer: {error}") from None
             await self._find_workers()
         else:
             await self._start_scheduler()
