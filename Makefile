@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed-$(shell sha256sum pyproject.toml | cut -c1-16)
 export KUBECONFIG_CONTEXT DASKFLEET_IMAGES
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-unit test-api test-e2e test-deployers lint kubernetes images down bench bench-kubernetes bench-deployers
+.PHONY: chaos help venv demo test test-unit test-api test-e2e test-deployers lint kubernetes images down bench bench-kubernetes bench-deployers
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ images: kubernetes
 
 down: $(INSTALLED) ## take the Kubernetes down; only caches stay
 	@$(BIN)/python -m tests.cluster down
+
+chaos: $(INSTALLED) ## work while workers are killed, against the same in peace; a million tasks in bounded memory
+	@$(BIN)/python -m tests.benchmarks.chaos $(ARGS)
 
 bench: $(INSTALLED) ## the runtime's figures
 	@$(BIN)/python -m tests.benchmarks.runtime

@@ -39,6 +39,8 @@ from daskfleet.scheduler.transitions import Transitions
 
 #: User priorities reach from minus this to this.
 MAX_PRIORITY = 1023
+#: So many deaths by somebody else's hand count as one that a task may have caused.
+OUTSIDE = 5
 #: So often a copy of leaving data is asked for.
 COPIES = 5
 
@@ -58,6 +60,7 @@ class SchedulerState(Transitions):
         super().__init__(bandwidth)
         self.allowed_failures = allowed_failures
         self.totals = Totals()
+        self.unexplained: dict[str, tuple[WorkerState, list[TaskState]]] = {}  # by name: dead workers, what they ran
         self._sequence = 0
 
     # Clients -------------------------------------------------------------------------------------------------------
@@ -299,7 +302,8 @@ class SchedulerState(Transitions):
         """A worker is gone. Its unfinished tasks run elsewhere; what only it held is computed again if it is needed.
 
         Unless `expected`, what it was sent is under suspicion from now on (`Queues.suspects`), and to blame if it was
-        all running, which is certain when it is no more than the threads.
+        all running, which is certain when it is no more than the threads. With a nanny the blame waits until that has
+        told how the worker ended (`explain`).
         """
         if self.workers.get(worker.address) is worker:
             del self.workers[worker.address]
@@ -308,7 +312,7 @@ class SchedulerState(Transitions):
             if worker in ts.holders:  # unless what went before has let go of it
                 self._forget_copy(ts, worker)
         self._disperse(worker)
-        blame = not expected and len(worker.processing) <= worker.nthreads
+        exact = not expected and len(worker.processing) <= worker.nthreads
         processing = [*worker.long_running, *worker.processing]
         worker.long_running, worker.processing = {}, {}
         worker.occupancy = worker.suspects = 0
@@ -317,14 +321,29 @@ class SchedulerState(Transitions):
                 continue
             ts.worker = None
             if not expected:
-                self.suspects[ts] = self.suspects.get(ts, 0) + blame
-                ts.prefix.suspicious += blame
-                if self.suspects[ts] > self.allowed_failures:
-                    error = KilledWorker(ts.key, worker.address, self.allowed_failures)
-                    self._fail(ts, Failure(dumps_by_value(error), b"", str(error), ts.key))
-                    continue
+                self.suspects.setdefault(ts, 0)
             self._recount(ts)
         self._touched.pop(worker, None)
+        if exact:
+            self.unexplained[worker.name] = worker, processing
+            if not worker.info.get("nanny"):
+                self.explain(worker.name)
+
+    def explain(self, name: str, *, outside: bool = False) -> None:
+        """How the last worker of this name ended, if anybody wonders: by itself, or by somebody else's hand.
+
+        A task that ran on more than `allowed_failures` workers as they died is given up. Of deaths from `outside` it
+        takes `OUTSIDE` times as many, since a long task may well see several, and yet a task can call that hand.
+        """
+        worker, accused = self.unexplained.pop(name, (None, ()))
+        for ts in accused:
+            if worker is None or ts not in self.suspects:
+                continue  # it has finished since
+            self.suspects[ts] += 1 if outside else OUTSIDE
+            ts.prefix.suspicious += 1
+            if self.suspects[ts] > self.allowed_failures * OUTSIDE:
+                error = KilledWorker(ts.key, worker.address, self.allowed_failures)
+                self._fail(ts, Failure(dumps_by_value(error), b"", str(error), ts.key))
 
     def set_status(self, worker: WorkerState, status: str) -> None:
         """A worker pauses, resumes, or is about to leave; unless it runs it is sent nothing and gives back what it has

@@ -62,9 +62,8 @@ class Queues:
         self._open: OrderedDict[WorkerState, None] = OrderedDict()  # workers with room, the longest unserved first
         self._backlogged: dict[WorkerState, None] = {}
         self._ready: list[tuple[int, int, TaskState]] = []
-        self.suspects: dict[
-            TaskState, int
-        ] = {}  # unfinished tasks that were on dead workers: how many they are blamed for
+        #: Unfinished tasks that were on workers that died, and how much blame they bear.
+        self.suspects: dict[TaskState, int] = {}
         self._cautious: list[tuple[int, int, TaskState]] = []
         self._touched: dict[WorkerState | ClientState, None] = {}
         self._steals = STEALS

@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks at the worker's memory.
 WATCH = 0.2
-#: Seconds between a worker's death and the next attempt: doubled with each death in a row, up to the last.
-BACKOFF = (0.05, 10.0)
+#: Seconds between a worker's death and the next attempt: doubled with each death in a row, up to the last, unless it
+#: has lived for so long.
+BACKOFF, STEADY = (0.05, 10.0), 1.0
 #: Seconds that a worker may take to hand over its data when told to stop.
 GRACE = 28.0
 
@@ -71,6 +72,7 @@ class Nanny:
         self.deaths = 0
         self.exit_status: int | None = None
         self._failure = ""
+        self._over_memory = False
         self._up: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._finished = asyncio.Event()
@@ -147,7 +149,7 @@ class Nanny:
         wait = BACKOFF[0]
         try:
             while True:
-                started = asyncio.get_running_loop().time()
+                started, oom_kills, self._over_memory = asyncio.get_running_loop().time(), _oom_kills(), False
                 status = await self._run_once()
                 if status == AGAIN and self.status != "closing":
                     continue
@@ -155,8 +157,10 @@ class Nanny:
                     self.exit_status = status
                     return
                 self.deaths += 1
+                by_system = self._over_memory or _oom_kills() != oom_kills
+                self.options["predecessor"] = "killed" if status == -signal.SIGKILL and not by_system else ""
                 logger.warning("worker %s (pid %s) %s; starting it anew", self.name, self.pid, _how(status))
-                if asyncio.get_running_loop().time() - started > 10:
+                if asyncio.get_running_loop().time() - started > STEADY:
                     wait = BACKOFF[0]
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopped.wait(), wait)
@@ -194,12 +198,12 @@ class Nanny:
             return AGAIN if self._anew else status
 
     def _fork(self, ours: socket.socket, theirs: socket.socket) -> int:
+        from daskfleet.worker.process import become  # before the fork: imported once for all workers
+
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
-            from daskfleet.worker.process import become
-
             os.environ.update(self._environment())
             become(self.options, theirs)
         return pid
@@ -279,8 +283,18 @@ class Nanny:
                         "worker %s (pid %d) uses %.2f GB, over %d %% of its limit of %.2f GB: killing it",
                         self.name, pid, resident / 1e9, self._terminate * 100, self.memory_limit / 1e9,
                     )  # fmt: skip
+                    self._over_memory = True
                     os.kill(pid, signal.SIGKILL)
                     return
+
+
+def _oom_kills() -> str:
+    """How many processes the system has ended for want of memory, as far as it says."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return line
+    return ""
 
 
 def _how(status: int) -> str:

@@ -72,3 +72,29 @@ def test_a_suspect_that_only_the_dead_worker_may_run_waits_for_another(bench) ->
     assert ts.state == "no-worker"
     again = b.worker("a")
     assert ts.worker is again
+
+
+def test_with_a_nanny_the_blame_waits_until_it_has_told_how_the_worker_ended(bench) -> None:
+    b = bench(allowed_failures=0)
+    worker = b.worker("a", info={"nanny": True})
+    (ts,) = b.submit(("work-1",))
+    b.state.remove_worker(worker)
+    b.flush()
+    assert ts.state == "queued" and ts in b.state.suspects
+    b.state.explain("a")
+    assert ts.state == "erred"
+    b.state.explain("a")  # nothing more to say
+
+
+def test_workers_that_are_killed_from_outside_count_less(bench) -> None:
+    b = bench(allowed_failures=1)
+    (ts,) = b.submit(("work-1",))
+    deaths = 0
+    while ts.state != "erred":
+        worker = b.worker(f"w{deaths}", info={"nanny": True})
+        b.state.remove_worker(worker)
+        b.state.explain(worker.name, outside=True)
+        b.flush()
+        deaths += 1
+    assert deaths == 6
+    assert pickle.loads(ts.failure.exception).task == "work-1"
