@@ -147,6 +147,7 @@ class Simulation:
             worker.name,
             worker.machine.nthreads,
             resources=dict(self.resources[worker.name]),
+            info={"nanny": self.rng.random() < 0.5},
             status=PAUSED if worker.machine.paused else RUNNING,
         )
         worker.state = state
@@ -229,9 +230,15 @@ class Simulation:
                 moves.append((self.deliver_from_client, client))
             if client.down:
                 moves.append((self.deliver_to_client, client))
+        moves.extend((self.explain, name) for name in self.state.unexplained)
         moves.extend((self.transfer_step, transfer) for transfer in self.transfers)
         moves.extend((self.scatter_step, scatter) for scatter in self.scatters)
         return moves
+
+    def explain(self, name: str) -> None:
+        """The nanny of a dead worker tells how it ended."""
+        self.state.explain(name, outside=self.rng.random() < 0.5)
+        self.flush()
 
     def check(self) -> None:
         if self.every_step:
