@@ -20,6 +20,7 @@ from urllib.request import urlopen
 
 import click
 
+from daskfleet import config
 from daskfleet.exceptions import DaskfleetError
 
 logger = logging.getLogger(__name__)
@@ -44,11 +45,9 @@ class Preloads:
     """
 
     def __init__(self, server: Any, names: str | Sequence[str] | None, argv: Sequence[str] | None, role: str) -> None:
-        import dask
-
         if names is None:
-            names = dask.config.get(f"distributed.{role}.preload", None) or []
-            argv = argv or dask.config.get(f"distributed.{role}.preload-argv", None)
+            names = config.get(f"distributed.{role}.preload") or []
+            argv = argv or config.get(f"distributed.{role}.preload-argv")
         self._server = server
         self._names = [names] if isinstance(names, str) else list(names)
         self._argv = list(argv or ())

@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from daskfleet import config
+
 ROLES = ("scheduler", "worker", "client")
 TOKEN_VARIABLE = "DASKFLEET_TOKEN"
 
@@ -124,9 +126,7 @@ def new_token() -> str:
 def _configured(key: str, given: Any) -> Any:
     if given is not None:
         return given
-    import dask
-
-    return dask.config.get(f"distributed.comm.{key}", None)
+    return config.get(f"distributed.comm.{key}")
 
 
 def _tls_version(version: float | str) -> ssl.TLSVersion:

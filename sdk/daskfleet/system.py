@@ -54,8 +54,6 @@ def parse_memory_limit(given: str | float | None, nthreads: int, total_threads: 
     ValueError
         If it is none of these.
     """
-    from dask.utils import parse_bytes
-
     total = memory_limit()
     if given in (None, 0, "0", "None"):
         return None
@@ -64,6 +62,8 @@ def parse_memory_limit(given: str | float | None, nthreads: int, total_threads: 
     try:
         number = float(given)
     except ValueError:
+        from dask.utils import parse_bytes
+
         try:
             number = float(parse_bytes(given))
         except ValueError:

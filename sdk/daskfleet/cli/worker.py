@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-import dask
 
-from daskfleet import system
+from daskfleet import config, system
 from daskfleet.cli import common
 from daskfleet.cli.common import (
     check_argv,
@@ -172,7 +171,7 @@ def _settings(scheduler: str | None, options: dict[str, Any], count: int) -> dic
         info = read(options["scheduler_file"], wait=True)
         scheduler = info.address
         guard.token = guard.token or (info.security.token if info.security else None)
-    address = scheduler or dask.config.get("scheduler-address", None)
+    address = scheduler or config.get("scheduler-address")
     if address is None:
         raise ValueError(
             "no scheduler given: name its address (dask-worker tcp://10.0.0.1:8786), --scheduler-file, or "

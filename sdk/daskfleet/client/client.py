@@ -59,6 +59,7 @@ class TaskClient(Client):
     _built_in: ClassVar[dict[str, EventHandler]] = {}
 
     def __init__(self, worker: Worker) -> None:
+        self._worker = worker
         super().__init__(
             worker.scheduler_address,
             security=worker.security,
@@ -67,6 +68,9 @@ class TaskClient(Client):
             set_as_default=False,
             direct_to_workers=True,
         )
+
+    def _worker_address(self) -> str | None:
+        return self._worker.address
 
     async def _check_versions(self) -> None:
         pass  # whoever submitted the tasks has been told

@@ -173,13 +173,17 @@ class Core:
         """Warn, in the background, of versions that do not fit (`daskfleet.client.looking`)."""
         raise NotImplementedError
 
+    def _worker_address(self) -> str | None:
+        """The worker whose tasks use this client, and with which it ends."""
+        return None
+
     async def _introduce(self) -> None:
         """Connect to the scheduler and tell who we are, and which scheduler knew us before."""
         assert self.security is not None
         args = self.security.get_connection_args("client")
         connection = await connect(self._target, timeout=self._timeout, setup=self._attach, **args)
         try:
-            who = {"id": self.id, "scheduler": self._info.get("id")}
+            who = {"id": self.id, "scheduler": self._info.get("id"), "worker": self._worker_address()}
             self._info = await connection.call("register", "client", who, timeout=self._timeout)
         except BaseException:
             connection.reset_handlers()
@@ -482,7 +486,7 @@ class Core:
         if self._states.get(key) is reference:
             self._states.pop(key, None)
         self._by_cid.pop(cid, None)
-        if self.status in ("running", "reconnecting"):
+        if self.status != "closed":
             self._released.append(cid)
             self._wake()
 

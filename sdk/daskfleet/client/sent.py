@@ -3,7 +3,7 @@
 A client that loses its connection does not know which of its last messages arrived, and a scheduler that was started
 anew knows none of them. So the messages of a submission are kept until all its futures are done, and those of its
 inputs for as long, even if nobody holds their futures any more. Looking for what can go happens only when the number of
-submissions kept has doubled, which makes it a constant cost per submission.
+tasks kept has doubled, which makes it a constant cost per task.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from daskfleet.protocol.frames import Message
+
+#: Tasks (some 300 bytes each, and their arguments) that are kept before it is first looked at what can go.
+LOOK_AT = 5000
 
 
 class Sent:
@@ -25,14 +28,15 @@ class Sent:
     def __init__(self, pending: Callable[[int], bool]) -> None:
         self._pending = pending
         self._graphs: dict[int, list[Message]] = {}
-        self._look_at = 1000
+        self._tasks, self._look_at = 0, LOOK_AT
 
     def add(self, message: Message) -> None:
         """Keep a ``tasks`` message."""
         self._graphs.setdefault(message[1], []).append(message)
-        if len(self._graphs) >= self._look_at:
+        self._tasks += len(message[6])
+        if self._tasks >= self._look_at:
             self._prune()
-            self._look_at = 2 * len(self._graphs) + 1000
+            self._look_at = 2 * self._tasks + LOOK_AT
 
     def unfinished(self) -> tuple[list[Message], list[int]]:
         """The messages to send again, in order, and the numbers of all futures in them."""
@@ -50,6 +54,7 @@ class Sent:
                 keep.append(number)
                 inputs.update(-dependency for row in _rows(messages) for dependency in row[4] or () if dependency < 0)
         self._graphs = {number: self._graphs[number] for number in reversed(keep)}
+        self._tasks = sum(len(message[6]) for messages in self._graphs.values() for message in messages)
 
 
 def _rows(messages: list[Message]) -> Iterator[Message]:

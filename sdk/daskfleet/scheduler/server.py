@@ -266,6 +266,7 @@ class Scheduler:
         if role != "client":
             raise ValueError(f"role {role!r}: expected worker or client")
         client = self.state.add_client(str(info["id"]))
+        client.worker = info.get("worker")
         if info.get("scheduler") not in (None, self.id):
             self._take_over()
         self._adopt(connection, client, self._on_client, self._on_client_gone)
@@ -356,6 +357,9 @@ class Scheduler:
             connection.reset_handlers()
             connection.close()
         self._pool.forget(worker.address)
+        for client in [client for client in self.state.clients.values() if client.worker == worker.address]:
+            client.leaving = True  # its tasks are gone, and with them what they held
+            self._drop_client(client)
         self.state.remove_worker(worker, expected=expected)
         if (dead := self.state.unexplained.get(worker.name)) is not None and dead[0] is worker:
             asyncio.get_running_loop().call_later(NANNY_TIMEOUT, self._presume, worker)

@@ -226,6 +226,7 @@ class ClientState:
     graphs: dict[int, list[TaskState | None]] = field(default_factory=dict)
     outbox: list[Message] = field(default_factory=list)
     leaving: bool = False
+    worker: str | None = None
 
 
 @dataclass(slots=True)

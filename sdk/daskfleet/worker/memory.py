@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from daskfleet import config
+
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
@@ -25,10 +27,9 @@ class Thresholds:
     @classmethod
     def configured(cls) -> Thresholds:
         """From dask's configuration."""
-        import dask
 
         def read(name: str, default: float) -> float | None:
-            value = dask.config.get(f"distributed.worker.memory.{name}", default)
+            value = config.get(f"distributed.worker.memory.{name}", default)
             return None if value is None or value is False else float(value)
 
         return cls(read("target", 0.6), read("spill", 0.7), read("pause", 0.8), read("terminate", 0.95))
@@ -36,11 +37,12 @@ class Thresholds:
     @staticmethod
     def max_spill() -> int | None:
         """Bytes that may be spilled at most (``distributed.worker.memory.max-spill``), None without a limit."""
-        import dask
+        value = config.get("distributed.worker.memory.max-spill")
+        if not value:
+            return None
         from dask.utils import parse_bytes
 
-        value = dask.config.get("distributed.worker.memory.max-spill", None)
-        return None if value is None or value is False else int(parse_bytes(value))
+        return int(parse_bytes(value))
 
 
 class MemoryMonitor:

@@ -89,19 +89,22 @@ class Observer:
 
     def _sample(self) -> None:
         while not self._stopped.wait(INTERVAL if self._executor.running else REST):
-            running = list(self._executor.running.items())
-            if not running:
-                continue
-            now = time.time()
-            if not self._windows or now - self._windows[-1][0] > WINDOW:
-                self._windows.append((now, {}))
-            window, stacks = self._windows[-1][1], sys._current_frames()
-            for thread, (task, _) in running:
-                frame = stacks.get(thread)
-                if frame is not None:
-                    key = task.key[0] if isinstance(task.key, tuple) else task.key
-                    _add(window.setdefault(_prefix(str(key)), tree()), _users_frames(frame))
-            del stacks
+            self._look()
+
+    def _look(self) -> None:
+        """Take one sample. A frame keeps all its variables alive, so none may be left in this thread's own."""
+        running = list(self._executor.running.items())
+        if not running:
+            return
+        now = time.time()
+        if not self._windows or now - self._windows[-1][0] > WINDOW:
+            self._windows.append((now, {}))
+        window, stacks = self._windows[-1][1], _stacks()
+        for thread, (task, _) in running:
+            frame = stacks.get(thread)
+            if frame is not None:
+                key = task.key[0] if isinstance(task.key, tuple) else task.key
+                _add(window.setdefault(_prefix(str(key)), tree()), _users_frames(frame))
 
     def profile(self, prefix: str | None, start: float | None, stop: float | None) -> Tree:
         """The samples of one kind of task, or of all, between two times (seconds since the epoch)."""
@@ -116,13 +119,21 @@ class Observer:
     def call_stacks(self, keys: Iterable[Key] | None) -> list[tuple[Key, list[str]]]:
         """``(key, stack as text, outermost call first)`` of what runs, or of these keys as far as they do."""
         wanted = None if keys is None else set(keys)
-        stacks = sys._current_frames()
+        stacks = _stacks()
         linecache.checkcache()
         return [
             (task.key, [_text(frame) for frame in _users_frames(stacks.get(thread))])
             for thread, (task, _) in list(self._executor.running.items())
             if wanted is None or task.key in wanted
         ]
+
+
+def _stacks() -> dict[int, FrameType]:
+    """The other threads' frames. Not the caller's: a frame among its own variables would be a cycle, and with it all the
+    others, and what their tasks hold, would live until the garbage collector comes."""
+    stacks = sys._current_frames()
+    del stacks[threading.get_ident()]
+    return stacks
 
 
 def _text(frame: FrameType) -> str:

@@ -21,9 +21,9 @@ import socket
 import sys
 from typing import Any, NoReturn
 
-from daskfleet.client.current import configure
 from daskfleet.compat import VARIABLE, as_distributed
 from daskfleet.exceptions import DaskfleetError
+from daskfleet.importing import when_imported
 from daskfleet.worker.link import WorkerEnd
 from daskfleet.worker.server import Worker
 
@@ -40,8 +40,15 @@ def run(options: dict[str, Any], pipe: socket.socket) -> int:
     _trim_memory()
     if os.environ.get(VARIABLE):
         as_distributed()
-    configure()  # what tasks compute by themselves runs on the cluster too
+    when_imported("dask", _configure_dask)
     return asyncio.run(_main(options, pipe))
+
+
+def _configure_dask() -> None:
+    """What tasks compute by themselves runs on the cluster, too."""
+    from daskfleet.client.current import configure
+
+    configure()
 
 
 async def _main(options: dict[str, Any], pipe: socket.socket) -> int:

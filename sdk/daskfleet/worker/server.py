@@ -18,8 +18,8 @@ from daskfleet import system
 from daskfleet.comm import Connection, Listener, Pool, connect, listen, parse_address
 from daskfleet.comm.addresses import interface_ip, own_ip
 from daskfleet.exceptions import DaskfleetError
-from daskfleet.http.logs import ring
 from daskfleet.functions import run_function
+from daskfleet.http.logs import ring
 from daskfleet.preload import Preloads
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key

@@ -1,0 +1,63 @@
+"""dask is imported when it is needed, and then set up at once."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code, **variables):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DASK")}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, env=environment | variables, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+SERVERS = (
+    "import daskfleet.cli.worker, daskfleet.cli.scheduler, daskfleet.worker.process, daskfleet.scheduler.server, sys;"
+)
+
+
+def test_servers_do_without_dask():
+    assert run(SERVERS + "print('dask' in sys.modules)") == "False"
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_function_runs_when_a_module_is_imported(loaded):
+    code = (
+        f"{'import colorsys;' if loaded else ''}"
+        "from daskfleet.importing import when_imported; seen = []; when_imported('colorsys', lambda: seen.append(1));"
+        "before = len(seen); import colorsys;"
+        "print(before, seen, colorsys.rgb_to_hsv(0, 0, 0), colorsys.__spec__.loader)"
+    )
+    said = run(code)
+    assert said.startswith(f"{int(loaded)} [1] (0.0, 0.0, 0)")
+    assert "SourceFileLoader" in said
+
+
+def test_a_module_that_does_not_exist_is_still_missing():
+    code = (
+        "from daskfleet.importing import when_imported; when_imported('no_such_module', print)\n"
+        "try: import no_such_module\n"
+        "except ModuleNotFoundError: print('missing')"
+    )
+    assert run(code) == "missing"
+
+
+KEY = "distributed.worker.memory.pause"
+
+
+def test_settings_come_from_dask_as_soon_as_there_are_any(tmp_path):
+    code = f"from daskfleet import config; import sys; print(config.get('{KEY}', 0.8), 'dask' in sys.modules)"
+    home = {"HOME": str(tmp_path)}
+    assert run(code, **home) == "0.8 False"
+    assert run(code, **home, DASK_SCHEDULER_ADDRESS="tcp://x:1") == "0.8 False"
+    assert run(code, **home, DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE="0.5") == "0.5 True"
+    folder = tmp_path / ".config" / "dask"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("distributed: {worker: {memory: {pause: 0.4}}}")
+    assert run(code, **home) == "0.4 True"
+    address = "from daskfleet import config; print(config.get('scheduler-address'))"
+    assert run(address, HOME="/nonexistent", DASK_SCHEDULER_ADDRESS="tcp://x:1") == "tcp://x:1"
