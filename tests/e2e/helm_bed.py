@@ -76,7 +76,7 @@ class Jupyter:
         async with self._session.request(method, path, json=body, headers=self._headers) as answer:
             text = await answer.text()
             assert answer.status < 300, f"{method} {path}: {answer.status} {text[:300]}"
-            return json.loads(text) if "json" in answer.headers["Content-Type"] else text
+            return json.loads(text) if "json" in answer.headers.get("Content-Type", "") else text
 
     async def run_notebook(self, name: str, cells: list[str]) -> list[str]:
         """Save a notebook, open it with a kernel and run its cells; what each of them printed."""
