@@ -1,6 +1,6 @@
 """What a worker's threads are doing: call stacks at once, and profiles by sampling.
 
-The sampler looks at the threads that run tasks a hundred times a second, and twice a second when none does. A sample
+The sampler looks at the threads that run tasks a hundred times a second, and ten times a second when none does. A sample
 walks one stack, some 20 µs. Samples gather by kind of task in windows of ten seconds, of which an hour is kept.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from daskfleet.worker.executor import Executor
 
 #: Seconds between samples, and between looks while nothing runs.
-INTERVAL, REST = 0.01, 0.5
+INTERVAL, REST = 0.01, 0.1
 #: Seconds of one window, and how many are kept.
 WINDOW, WINDOWS = 10.0, 360
 
