@@ -1,7 +1,8 @@
-"""Apply the resource definitions in this folder, server-side; the operator's image runs it before installs and upgrades.
+"""Apply the resource definitions in this folder, server-side; the operator's image runs it before installs and
+upgrades.
 
-Server-side apply takes YAML as it is, makes what is absent, changes what is there, whoever made it, and keeps what others
-have added. The standard library is enough for that.
+Server-side apply takes YAML as it is, makes what is absent, changes what is there, whoever made it, and keeps what
+others have added. The standard library is enough for that.
 """
 
 import os

@@ -1,7 +1,7 @@
 """What a worker's threads are doing: call stacks at once, and profiles by sampling.
 
-The sampler looks at the threads that run tasks a hundred times a second, and ten times a second when none does. A sample
-walks one stack, some 20 µs. Samples gather by kind of task in windows of ten seconds, of which an hour is kept.
+The sampler looks at the threads that run tasks a hundred times a second, and ten times a second when none does. A
+sample walks one stack, some 20 µs. Samples gather by kind of task in windows of ten seconds, of which an hour is kept.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ class Observer:
 
 
 def _stacks() -> dict[int, FrameType]:
-    """The other threads' frames. Not the caller's: a frame among its own variables would be a cycle, and with it all the
-    others, and what their tasks hold, would live until the garbage collector comes."""
+    """The other threads' frames. Not the caller's: a frame among its own variables would be a cycle, and with it all
+    the others, and what their tasks hold, would live until the garbage collector comes."""
     stacks = sys._current_frames()
     del stacks[threading.get_ident()]
     return stacks

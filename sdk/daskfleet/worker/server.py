@@ -483,7 +483,9 @@ class Worker:
             **self._identity(),
             "status": self.status,
             "executing": machine.executing,
-            "tasks": [{"key": task.key, "state": task.state, "attempt": task.attempt} for task in machine.tasks.values()],
+            "tasks": [
+                {"key": task.key, "state": task.state, "attempt": task.attempt} for task in machine.tasks.values()
+            ],
             "data": {str(machine.keys[id]): machine.sizes[id] for id in machine.keys},
             "fetching": [{"key": fetch.key, "from": fetch.address} for fetch in machine.fetches.values()],
             "versions": versions(),

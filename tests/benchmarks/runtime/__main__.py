@@ -77,7 +77,7 @@ def show(results: dict[str, dict[str, float]]) -> None:
         for engine in engines:
             value = results[engine].get(figure)
             if value is None:
-                cells.append("–")
+                cells.append("-")
                 continue
             ratio = f" ({value / ours:.2g}x)" if ours and engine != "daskfleet" else ""
             cells.append(f"{value:,.0f}{ratio}" if value >= 100 else f"{value:.3g}{ratio}")

@@ -1,7 +1,7 @@
-"""How fast can client -> scheduler -> 2 workers -> client be in Python, with nothing but the messages?
+"""How fast can client, scheduler, two workers and client again be in Python, with nothing but the messages?
 
-Four processes, msgpack batches flushed when the loop is idle, opaque pickled tasks, results inside the done message. No dependencies,
-priorities, failures or memory: a lower bound of the cost, so an upper bound for the real runtime. Run it in the same run as what it bounds.
+Four processes, msgpack batches flushed when the loop is idle, opaque pickled tasks, results inside the done message. No
+dependencies, priorities, failures or memory: a lower bound of the cost, so an upper bound for the real runtime.
 """
 
 import asyncio

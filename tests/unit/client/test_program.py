@@ -64,7 +64,9 @@ GRAPHS = {
     "fused": {
         "a": DataNode("a", 3),
         "b": Task.fuse(
-            Task("x", double, TaskRef("a")), Task("y", operator.add, TaskRef("x"), TaskRef("a")), Task("b", double, TaskRef("y"))
+            Task("x", double, TaskRef("a")),
+            Task("y", operator.add, TaskRef("x"), TaskRef("a")),
+            Task("b", double, TaskRef("y")),
         ),
     },
     "fused twice": {

@@ -1,4 +1,4 @@
-"""A worker with little memory: results go to disk and come back, it pauses and resumes, and is ended above its limit."""
+"""A worker with little memory: results go to disk and come back, and it is ended above its limit."""
 
 import numpy
 import pytest
