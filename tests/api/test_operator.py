@@ -389,7 +389,7 @@ class FreezingProxy:
     async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
-                while not self._flowing.is_set():  # noqa: ASYNC110  a thread sets it
+                while not self._flowing.is_set():
                     await asyncio.sleep(0.05)
                 sink.write(data)
                 await sink.drain()

@@ -12,7 +12,7 @@ from daskfleet_operator.kube.queue import WorkQueue
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  any condition, not one event
+        while not condition():
             await asyncio.sleep(0)
 
 
