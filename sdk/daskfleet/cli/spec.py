@@ -23,7 +23,7 @@ def main(args: tuple[str, ...], spec: str, spec_file: str | None) -> None:
 
     Several at once are {"name": {"cls": …, "opts": {…}}, …}.
     """
-    from daskfleet.deploy.spec import load_class
+    from daskfleet.deploy.process import load_class
 
     set_up_logging()
     if bool(spec) == bool(spec_file):

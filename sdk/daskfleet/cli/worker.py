@@ -131,7 +131,7 @@ def main(scheduler: str | None, **options: Any) -> None:
 
 def _kind(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """What to start, and what it takes besides the settings of a worker."""
-    from daskfleet.deploy.spec import load_class
+    from daskfleet.deploy.process import load_class
     from daskfleet.worker.nanny import Nanny
     from daskfleet.worker.server import Worker
 

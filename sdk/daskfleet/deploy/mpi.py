@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 import dask
 
 from daskfleet.deploy import scheduler_file as files
+from daskfleet.deploy.process import load_class, takes
 from daskfleet.deploy.scheduler_link import RemoteLink
-from daskfleet.deploy.spec import load_class, takes
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.scheduler.server import Scheduler
 from daskfleet.security import TOKEN_VARIABLE, Security

@@ -25,7 +25,7 @@ from typing import Any
 
 from daskfleet import system
 from daskfleet.deploy.cluster import Status
-from daskfleet.deploy.spec import ProcessInterface, load_class, takes
+from daskfleet.deploy.process import ProcessInterface, load_class, takes
 
 logger = logging.getLogger("daskfleet.remote")
 

@@ -21,9 +21,10 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from daskfleet.deploy.cluster import Status
+from daskfleet.deploy.process import ProcessInterface
 from daskfleet.deploy.remote import order
 from daskfleet.deploy.scheduler_link import RemoteLink
-from daskfleet.deploy.spec import ProcessInterface, SpecCluster
+from daskfleet.deploy.spec import SpecCluster
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.security import TOKEN_VARIABLE, Security
 

@@ -85,11 +85,11 @@ def peers(base: str) -> str:
     return str(python)
 
 
-def seconds(command: list[str]) -> float | str:
-    """Until `command` says that all are registered, or why it does not. It is ended then."""
+def seconds(command: list[str], folder: str) -> float | str:
+    """Until `command`, run in `folder`, says that all are registered, or why it does not. It is ended then."""
     begun = time.monotonic()
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True, cwd=folder)
         watch = subprocess.Popen(["sleep", str(TIMEOUT)])
         try:
             assert process.stdout is not None
@@ -153,7 +153,7 @@ def main() -> None:
                         python = mpi.provide("mpich").python if imports == ours else python
                         runner = mpi.Mpi("mpich", Path(python).parents[1])
                         command = runner.command(given.workers + 2, python, *command[1:])
-                    results.append(seconds(command))
+                    results.append(seconds(command, folder))
         shown = [f"{value:.1f}" if isinstance(value, float) else value for value in results]
         ratio = f"{results[1] / results[0]:.1f}" if all(isinstance(value, float) for value in results) else "-"  # type: ignore[operator]
         print(f"{manager:8}{shown[0]:>12}{shown[1]:>12}{ratio:>8}", flush=True)

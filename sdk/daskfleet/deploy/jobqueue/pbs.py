@@ -42,6 +42,9 @@ class Pbs(System):
     def query(self, user: str, ids: Sequence[str]) -> list[str]:
         return ["qstat", "-f", *ids]
 
+    def forgotten(self, error: str) -> bool:
+        return bool(re.search("unknown job|invalid job id|does not exist", error, re.IGNORECASE))
+
     def statuses(self, output: str) -> dict[str, JobStatus]:
         found = {}
         for block in re.split(r"^Job Id:\s*", output, flags=re.MULTILINE)[1:]:

@@ -21,7 +21,7 @@ from daskfleet.deploy.jobqueue.system import JobStatus, State, System
 from daskfleet.exceptions import DaskfleetError
 
 if TYPE_CHECKING:
-    from daskfleet.deploy.jobqueue.core import Job
+    from daskfleet.deploy.jobqueue.job import Job
 
 logger = logging.getLogger(__name__)
 
@@ -239,9 +239,9 @@ class Queue:
         try:
             listed = self.system.statuses(await call(self.system.query(getpass.getuser(), list(before))))
         except DaskfleetError as error:
-            if "nknown" not in str(error) and "does not exist" not in str(error).lower():
+            if not self.system.forgotten(str(error)):
                 raise
-            listed = {}  # PBS says so when it has forgotten the job that is asked for
+            listed = {}
         for id in before:
             job = self.jobs.get(id)
             if job is None:

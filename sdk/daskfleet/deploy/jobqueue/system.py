@@ -106,6 +106,10 @@ class System:
         """What that command has answered, by id."""
         raise NotImplementedError
 
+    def forgotten(self, error: str) -> bool:
+        """Whether the listing has failed only because the system has forgotten one of the jobs that were asked for."""
+        return False
+
     def post_mortem(self, job_id: str) -> list[str]:
         """The command that tells how a job ended which is listed no more; empty if there is none."""
         return []
