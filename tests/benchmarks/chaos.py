@@ -92,7 +92,11 @@ def shuffle(client: Client) -> bool:
 @contextlib.contextmanager
 def cluster() -> Iterator[tuple[LocalCluster, Client]]:
     with (
-        LocalCluster(WORKERS, threads_per_worker=1, dashboard_address=None) as cluster,
+        # Workers are forked off their nannies, so what those have imported is there at once. Without it a worker
+        # that is killed every two seconds or so spends its life importing pandas.
+        LocalCluster(
+            WORKERS, threads_per_worker=1, dashboard_address=None, preload_nanny=["dask.dataframe"]
+        ) as cluster,
         Client(cluster) as client,
     ):
         client.wait_for_workers(WORKERS, timeout=60)
@@ -100,6 +104,7 @@ def cluster() -> Iterator[tuple[LocalCluster, Client]]:
 
 
 def timed(work: Callable[[Client], bool], client: Client) -> tuple[float, bool]:
+    gc.collect()  # a failed round's futures, and with them its failed tasks
     started = time.perf_counter()
     try:
         right = work(client)
