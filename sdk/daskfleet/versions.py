@@ -29,6 +29,11 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+def _of_note(name: str, version: str) -> str:
+    """The part of a version that has to be alike: code objects differ between Python's feature releases only."""
+    return ".".join(version.split(".")[:2]) if name == "python" else version
+
+
 def mismatches(
     client: Mapping[str, Any], scheduler: Mapping[str, Any], workers: Mapping[str, Mapping[str, Any]]
 ) -> str:
@@ -44,10 +49,10 @@ def mismatches(
     rows = []
     for name in (*REQUIRED, *OPTIONAL):
         on_workers = sorted({str(versions.get(name)) for versions in workers.values()})
-        there = {str(scheduler.get(name)), *on_workers}
-        # The scheduler never loads users' objects, so it may do without their packages.
-        relevant = {str(client.get(name)), *on_workers} if name in OPTIONAL else {str(client.get(name)), *there}
-        if len(relevant) > 1:
+        relevant = [str(client.get(name)), *on_workers]
+        if name not in OPTIONAL:  # the scheduler never loads users' objects, so it may do without their packages
+            relevant.append(str(scheduler.get(name)))
+        if len({_of_note(name, version) for version in relevant}) > 1:
             rows.append((name, str(client.get(name)), str(scheduler.get(name)), ", ".join(on_workers) or "-"))
     if not rows:
         return ""
