@@ -13,7 +13,7 @@ from dask._task_spec import TaskRef
 from dask.base import is_dask_collection
 
 from daskfleet.client.encode import GraphEncoder, annotations_by_key, as_nodes
-from daskfleet.client.future import Future, FutureState
+from daskfleet.client.future import FINISHED, PENDING, Future, FutureState
 from daskfleet.client.garbage import paused_collection
 from daskfleet.client.options import graph_options
 from daskfleet.client.submitting import CHUNK, Submitting
@@ -146,6 +146,20 @@ class Collections(Submitting):
             raise
         self._send(("tasks", graph_number, True, priority, *encoder.take(), rows))
         return [Future(states[key]) if key in states else self._want(key) for key in keys]
+
+    def normalize_collection(self, collection: Any) -> Any:
+        """`collection` with what this client computes already in place of the tasks that would compute it again."""
+        graph = dict(collection.__dask_graph__())
+        known = {}
+        for key in graph:
+            reference = self._states.get(key)
+            state = reference() if reference is not None else None
+            if state is not None and state.status in (PENDING, FINISHED):
+                known[key] = Future(state)
+        if not known:
+            return collection
+        rebuild, args = collection.__dask_postpersist__()
+        return rebuild({**graph, **known}, *args)
 
     def futures_of(self, collections: Any) -> list[Future]:
         """The futures inside persisted collections."""

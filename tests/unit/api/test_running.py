@@ -1,0 +1,230 @@
+"""submit, map, gather, scatter, cancel, retry; collections; wait and as_completed; run."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import threading
+import time
+from typing import Any
+
+import dask
+import dask.array as da
+import dask.bag as db
+import numpy as np
+import pytest
+from daskfleet import CancelledError, Client, Future, as_completed, futures_of, wait
+
+
+def inc(x: int) -> int:
+    return x + 1
+
+
+def div(x: int, y: int) -> float:
+    return x / y
+
+
+def sleep(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def test_submit_and_future(client: Client) -> None:
+    future = client.submit(inc, 1, key="mine")
+    assert future.key == "mine" and future.client is client
+    assert future.result(timeout=20) == 2
+    assert (future.status, future.type, future.done(), future.cancelled()) == ("finished", "int", True, False)
+    assert future.exception() is None and future.traceback() is None
+    assert "finished" in repr(future) and "finished" in future._repr_html_()
+    assert client.submit(operator.add, future, [future][0]).result(timeout=20) == 4
+    assert client.submit(sum, [future, {"a": future}["a"]]).result(timeout=20) == 4
+    assert client.submit(inc, 1).key == client.submit(inc, 1).key != client.submit(inc, 1, pure=False).key
+    with pytest.raises(TypeError, match="callable"):
+        client.submit(5)
+    with pytest.raises(TypeError, match="cannot pickle"):
+        client.submit(inc, threading.Lock())
+    with pytest.raises(TimeoutError):
+        client.submit(sleep, 5, pure=False).result(timeout="50ms")
+    future.release()
+    assert future.cancelled()
+
+
+def test_errors_and_retry(client: Client, tmp_path: Any) -> None:
+    bad = client.submit(div, 1, 0)
+    after = client.submit(inc, bad)
+    for future in (bad, after):
+        with pytest.raises(ZeroDivisionError):
+            future.result(timeout=20)
+        assert isinstance(future.exception(), ZeroDivisionError) and future.status == "error"
+    traceback = bad.traceback()
+    assert traceback.tb_frame.f_code.co_name == "div"
+    path = tmp_path / "exists"
+
+    def flaky() -> str:
+        if not path.exists():
+            raise OSError("not yet")
+        return "fine"
+
+    future = client.submit(flaky, pure=False)
+    with pytest.raises(OSError, match="not yet"):
+        future.result(timeout=20)
+    path.touch()
+    future.retry()
+    assert future.result(timeout=20) == "fine"
+
+
+def test_done_callback(client: Client) -> None:
+    called = threading.Event()
+    seen: list[Future] = []
+    future = client.submit(inc, 10)
+    future.add_done_callback(lambda future: (seen.append(future), called.set()))
+    assert called.wait(20)
+    assert seen == [future]
+
+
+def test_map_and_gather(client: Client) -> None:
+    futures = client.map(inc, range(50), batch_size=7)
+    assert client.gather(futures) == list(range(1, 51))
+    assert client.gather({"a": futures[0], "b": [futures[1], (futures[2],)]}) == {"a": 1, "b": [2, (3,)]}
+    assert client.gather(iter(futures[:2])) == [1, 2]
+    assert client.gather(client.map(operator.add, range(3), range(3))) == [0, 2, 4]
+    assert client.gather(client.map(div, [1, 2], y=2)) == [0.5, 1.0]
+    assert [future.key for future in client.map(inc, [1, 2], key=["k1", "k2"])] == ["k1", "k2"]
+    mixed = [futures[0], client.submit(div, 1, 0)]
+    with pytest.raises(ZeroDivisionError):
+        client.gather(mixed)
+    assert client.gather(mixed, errors="skip") == [1]
+    with pytest.raises(ValueError, match="errors="):
+        client.gather(mixed, errors="ignore")
+    large = client.submit(np.arange, 100_000)
+    assert client.gather(large, direct=True)[-1] == client.gather(large, direct=False)[-1] == 99_999
+
+
+def test_options(client: Client) -> None:
+    first, second = client.nthreads()
+    where = lambda: __import__("daskfleet").get_worker().address  # noqa: E731
+    assert client.submit(where, workers=[second], pure=False).result(timeout=20) == second
+    assert client.submit(where, workers=["nowhere"], allow_other_workers=True, pure=False).result(20) in (first, second)
+    with pytest.raises(ValueError, match="allow_other_workers"):
+        client.submit(where, allow_other_workers=True)
+    waiting = client.submit(inc, 1, resources={"GPU": 1}, pure=False)
+    assert not wait([client.submit(inc, 2)], timeout=20).not_done
+    assert waiting.status == "pending"
+    waiting.cancel()
+
+
+def test_scatter(client: Client) -> None:
+    one = client.scatter(np.arange(10))
+    assert client.submit(np.sum, one).result(timeout=20) == 45
+    assert client.gather(client.scatter([1, 2, 3])) == [1, 2, 3]
+    assert client.gather(client.scatter({"x": 1, "y": 2})) == {"x": 1, "y": 2}
+    assert client.scatter(7).key == client.scatter(7).key != client.scatter(7, hash=False).key
+    everywhere = client.scatter(np.ones(1000), broadcast=True)
+    assert len(client.who_has(everywhere)[everywhere.key]) == 2
+
+
+def test_cancel(client: Client) -> None:
+    futures = client.map(sleep, [1.0] * 10, pure=False)
+    client.cancel(futures[5:], reason="not needed")
+    assert all(future.cancelled() for future in futures[5:])
+    with pytest.raises(CancelledError, match="not needed"):
+        futures[9].result(timeout=20)
+    client.cancel(futures)
+
+
+def test_collections(client: Client) -> None:
+    x = da.arange(1000, chunks=100)
+    assert x.sum().compute() == 499_500
+    future = client.compute(x.sum())
+    assert isinstance(future, Future) and future.result(timeout=20) == 499_500
+    assert client.compute([x.sum(), x.max()], sync=True) == [499_500, 999]
+    y = client.persist(x + 1)
+    assert len(futures_of(y)) == len(client.futures_of(y)) == 10
+    wait(y, timeout=20)
+    assert y.max().compute() == 1000
+    (z,) = dask.persist(db.range(10, npartitions=3))
+    assert z.sum().compute() == 45
+    assert client.get({"a": 1, "b": (inc, "a")}, ["b", ["a", "b"]]) == [2, [1, 2]]
+    assert client.get({"c": (inc, 1)}, "c", sync=False).result(timeout=20) == 2
+    with pytest.raises(KeyError, match="missing"):
+        client.get({"a": 1}, "missing")
+    assert dask.delayed(inc)(dask.delayed(inc)(1)).compute() == 3
+    assert len(futures_of(client.normalize_collection(x + 1))) == 10  # the same tasks as y's, which are there
+    assert not futures_of(client.normalize_collection(x + 2))
+
+
+def test_wait(client: Client) -> None:
+    futures = client.map(sleep, [0.0, 0.3], pure=False)
+    done, not_done = wait(futures, timeout=20, return_when="FIRST_COMPLETED")
+    assert futures[0] in done and len(done) + len(not_done) == 2
+    assert not wait(futures, timeout=20).not_done
+    with pytest.raises(TimeoutError, match="1 of 1 futures were not done"):
+        wait(client.submit(sleep, 2, pure=False), timeout=0.05)
+    with pytest.raises(ValueError, match="return_when"):
+        wait(futures, return_when="NEVER")
+
+
+def test_as_completed(client: Client) -> None:
+    futures = client.map(inc, range(10), pure=False)
+    assert sorted(future.result() for future in as_completed(futures)) == list(range(1, 11))
+    assert sorted(value for _, value in as_completed(futures, with_results=True)) == list(range(1, 11))
+    batches = list(as_completed(futures).batches())
+    assert sum(map(len, batches)) == 10
+    iterator = as_completed(futures[:1])
+    iterator.add(futures[1])
+    iterator.update(futures[2:4])
+    assert iterator.count() == 4 and not iterator.is_empty()
+    next(iterator)
+    assert len(iterator.next_batch(block=False)) == 3 and iterator.is_empty() and not iterator.has_ready()
+    iterator.update(futures)
+    iterator.clear()
+    assert iterator.is_empty() and list(iterator) == []
+    bad = client.submit(div, 1, 0, pure=False)
+    with pytest.raises(ZeroDivisionError):
+        list(as_completed([bad], with_results=True))
+    ((_, error),) = as_completed([bad], with_results=True, raise_errors=False)
+    assert isinstance(error, ZeroDivisionError)
+    with pytest.raises(TimeoutError, match="1 futures were not done"):
+        list(as_completed(client.map(sleep, [3], pure=False), timeout=0.05))
+
+
+def test_run(client: Client) -> None:
+    assert set(client.run(inc, 1).values()) == {2}
+    first = next(iter(client.nthreads()))
+    assert client.run(lambda dask_worker: dask_worker.address, workers=[first]) == {first: first}
+    assert client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.state.workers)) == 2
+    with pytest.raises(ZeroDivisionError):
+        client.run(div, 1, 0)
+    assert client.run(div, 1, 0, on_error="ignore") == {}
+    assert all(isinstance(error, ZeroDivisionError) for error in client.run(div, 1, 0, on_error="return").values())
+    assert client.run(inc, 1, wait=False) is None
+
+    async def coroutine() -> int:
+        await asyncio.sleep(0)
+        return 5
+
+    assert set(client.run(coroutine).values()) == {5}
+
+
+async def test_asynchronous(aclient: Client) -> None:
+    futures = aclient.map(inc, range(5))
+    assert await aclient.gather(futures) == [1, 2, 3, 4, 5]
+    assert await futures[0] == await futures[0].result() == 1
+    assert await futures[0].exception() is None
+    assert [await future async for future in as_completed(futures[:1])] == [1]
+    assert sorted([value async for _, value in as_completed(futures, with_results=True)]) == [1, 2, 3, 4, 5]
+    assert not (await wait(futures, timeout=20)).not_done
+    assert await aclient.gather(await aclient.scatter([1, 2])) == [1, 2]
+    assert set((await aclient.run(inc, 1)).values()) == {2}
+    assert await aclient.run_on_scheduler(inc, 1) == 2
+    assert await aclient.compute(da.ones(10, chunks=5).sum()) == 10
+    assert await aclient.compute(da.ones(10, chunks=5).sum(), sync=True) == 10
+    assert len(futures_of(aclient.persist(da.ones(10, chunks=5)))) == 2
+    assert await aclient.get({"c": (inc, 1)}, "c") == 2
+    bad = aclient.submit(div, 1, 0)
+    with pytest.raises(ZeroDivisionError):
+        await bad
+    await bad.retry()
+    await aclient.cancel(futures)
+    assert futures[0].cancelled()
+    assert "Client" in repr(aclient) and "Scheduler" in aclient._repr_html_()
