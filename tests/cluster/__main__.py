@@ -16,7 +16,8 @@ def main() -> int:
     down = commands.add_parser("down", help="take it down and leave nothing behind but caches")
     down.add_argument("--purge", action="store_true", help="remove its caches too")
     commands.add_parser("status", help="which cluster is used, whether it runs, its images")
-    commands.add_parser("images", help="build daskfleet's images where their inputs changed, and load them")
+    built = commands.add_parser("images", help="build daskfleet's images where their inputs changed, and load them")
+    built.add_argument("--notebook", action="store_true", help="also the one with JupyterLab, for charts/daskfleet")
     load = commands.add_parser("load", help="load images that buildah or Docker has built")
     load.add_argument("image", nargs="+")
     commands.add_parser("kubeconfig", help="print the path of the kubeconfig")
@@ -52,7 +53,7 @@ def _run(cluster: Cluster, arguments: argparse.Namespace) -> int:
         case "images":
             with cluster.lock():
                 cluster.up()
-                images.provide(cluster)
+                images.provide(cluster, *([images.NOTEBOOK] if arguments.notebook else []))
         case "load":
             with cluster.lock():
                 cluster.load(arguments.image)

@@ -4,6 +4,7 @@ import base64
 import json
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -140,6 +141,19 @@ def test_replicas_that_an_operator_has_taken_over_are_left_to_it(release: Releas
     release.kubectl("annotate", "deployment", "rel-worker", "kubernetes.dask.org/adopted-by-")
     release.helm("upgrade", "rel", CHART, values=VALUES)
     assert replicas() == "2"
+
+
+def test_an_operator_beside_it_leaves_it_alone(release: Release) -> None:
+    before = release.pods()
+    values = {"rbac": {"cluster": False}, "crds": {"install": False}, "fullnameOverride": "op"}
+    release.helm("install", "op", str(CHARTS / "daskfleet-operator"), *WAIT, values=values)
+    while "working on" not in release.kubectl("logs", "deployment/op"):  # it leads, its caches are filled
+        time.sleep(0.2)
+    release.kubectl("label", "deployment", "rel-worker", "rel-scheduler", "touched=yes")  # the operator sees it
+    release.helm("uninstall", "op", "--wait")
+    release.kubectl("wait", "--for=delete", "pods", "-l", "app.kubernetes.io/instance=op", "--timeout=60s")
+    release.kubectl("delete", "lease", "daskfleet-operator", "--ignore-not-found")
+    assert release.pods() == before
 
 
 def test_a_second_release_in_the_namespace_with_certificates(release: Release) -> None:

@@ -210,3 +210,17 @@ def test_wrong_values_are_refused_with_a_sentence(values: dict[str, Any], senten
 
 def test_a_release_that_no_cluster_can_be_called() -> None:
     assert '"my.rel" cannot name a Dask cluster' in refusal(FIXED, {}, "my.rel")
+
+
+def test_a_network_policy_lets_in_the_cluster_and_whom_the_user_names() -> None:
+    friends = [{"namespaceSelector": {"matchLabels": {"team": "data"}}}]
+    rendered = render(FIXED, {"networkPolicy": {"enabled": True, "from": friends}})
+    policy = rendered["NetworkPolicy", "rel"]["spec"]
+    [rule] = policy["ingress"]
+    assert rule["from"] == [{"podSelector": {"matchLabels": {"dask.org/cluster-name": "rel"}}}, *friends]
+    [component] = policy["podSelector"]["matchExpressions"]
+    for name in ("scheduler", "worker", "jupyter"):
+        labels = rendered["Deployment", f"rel-{name}"]["spec"]["template"]["metadata"]["labels"]
+        assert labels["dask.org/cluster-name"] == "rel"
+        assert (labels[component["key"]] in component["values"]) is (name != "jupyter")
+    assert not [kind for kind, _ in render(FIXED) if kind == "NetworkPolicy"]

@@ -119,3 +119,13 @@ def test_kopf_arguments_name_namespaces() -> None:
 )
 def test_wrong_values_are_refused_with_a_sentence(values: dict[str, Any], sentence: str) -> None:
     assert sentence in refusal(OPERATOR, values)
+
+
+def test_a_network_policy_of_the_operators_pod() -> None:
+    rendered = render(OPERATOR, {"networkPolicy": {"enabled": True, "apiServerPorts": [8443]}})
+    policy = rendered["NetworkPolicy", NAME]["spec"]
+    labels = rendered["Deployment", NAME]["spec"]["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    assert policy["ingress"] == [{"ports": [{"port": 8080, "protocol": "TCP"}]}]
+    reached = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+    assert reached == {53, 8443, 8787}
