@@ -1,6 +1,6 @@
 """What is kept to be sent again: submissions that are not done, and what they need."""
 
-from daskfleet.client.sent import Sent
+from daskfleet.client.sent import LOOK_AT, Sent
 
 
 def tasks(number, *rows, last=True):
@@ -43,6 +43,6 @@ def test_a_graph_that_is_still_being_sent_is_kept():
 
 def test_memory_is_bounded_by_what_is_pending():
     done = Sent(lambda cid: False)
-    for number in range(1, 20_000):
+    for number in range(1, 4 * LOOK_AT):
         done.add(tasks(number, (number, None)))
-    assert len(done._graphs) <= 1001
+    assert len(done._graphs) <= LOOK_AT
