@@ -276,7 +276,9 @@ class Core:
     @property
     def scheduler_address(self) -> str:
         """What this client is connected to."""
-        return f"tcp://{self._scheduler.peer}" if self._scheduler is not None else ""
+        if self._scheduler is None:
+            return ""
+        return f"{parse_address(self._target).scheme}://{self._scheduler.peer}"
 
     @property
     def dashboard_link(self) -> str:

@@ -219,8 +219,8 @@ class Looking(Collections):
             await self._versions(True)
         except VersionMismatch as error:
             warnings.warn(str(error), VersionMismatchWarning, stacklevel=1)
-        except (OSError, TimeoutError, DaskfleetError):
-            return  # the connection has ended meanwhile
+        except (OSError, TimeoutError, DaskfleetError, ValueError):
+            return  # the connection has ended meanwhile, or the scheduler is too old to be asked
 
     async def _versions(self, check: bool) -> dict[str, Any]:
         scheduler, workers = await asyncio.gather(self._call("versions"), self._call("ask_workers", [], "versions"))

@@ -173,7 +173,8 @@ async def scale(link: Link, deployment: str, n: int) -> None:
     await link.view.wait_until(lambda: link.view.synced)
     surplus = _replicas(link, deployment) - n
     if surplus > 0 and link.engine == "daskfleet":  # distributed cannot be asked: there, any worker ends
-        pods = [pod for pod in link.view.workers() if pod["metadata"]["name"].startswith(f"{deployment}-")]
+        # A Deployment's pods are called {deployment}-{template}-{pod}; another's name may begin with this one's.
+        pods = [pod for pod in link.view.workers() if pod["metadata"]["name"].rsplit("-", 2)[0] == deployment]
         workers = (await link.fetch("/json/identity.json"))["workers"]
         names = [str(worker.get("name", address)) for address, worker in workers.items()]
         of_group = [name for name in names if pods_of([name], workers, pods)]
