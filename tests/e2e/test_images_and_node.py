@@ -39,7 +39,7 @@ import dask.array, dask.dataframe, daskfleet, kubernetes, pyarrow
 print(json.dumps({
     "uid": os.getuid(),
     "python": sys.version_info[:2],
-    "commands": [bool(shutil.which(name)) for name in ("dask-scheduler", "dask-worker", "daskfleet")],
+    "commands": [bool(shutil.which(name)) for name in ("dask-scheduler", "dask-worker", "dask")],
     "api": socket.gethostbyname("kubernetes.default.svc.cluster.local"),
 }))
 """

@@ -29,7 +29,9 @@ def upstream(operator_in_cluster, tmp_path_factory):
     subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", folder / "lib", *wheels], check=True)
     (folder / "Containerfile").write_text(
         f"FROM {bed.DEFAULT_IMAGE}\nUSER root\nCOPY wheels /wheels\n"
-        "RUN pip install --quiet --no-deps --no-index /wheels/*.whl\nUSER 1000:1000\n"
+        # Both are called `dask scheduler`, and upstream's images have only one of them.
+        "RUN pip uninstall --quiet --yes daskfleet && pip install --quiet --no-deps --no-index /wheels/*.whl\n"
+        "USER 1000:1000\n"
     )
     build = images.build_command(operator_in_cluster.builder, ["-f", "Containerfile", "-t", IMAGE])
     subprocess.run(build, cwd=folder, check=True, capture_output=True)

@@ -92,14 +92,14 @@ async def test_all_viewers_get_the_same_frame(site, add_worker):
 
 async def test_nothing_is_computed_while_nobody_watches(site, scheduler):
     before = asyncio.all_tasks()
-    assert scheduler.on_done is None
+    assert not scheduler.on_ended
     viewers = [await watch(site), await watch(site)]
     await read(viewers[0])
-    assert scheduler.on_done is not None
+    assert scheduler.on_ended
     assert [task for task in asyncio.all_tasks() - before if "Feed._run" in repr(task)]
     for viewer in viewers:
         viewer.close()
-    await until(lambda: scheduler.on_done is None)
+    await until(lambda: not scheduler.on_ended)
     await until(lambda: not [task for task in asyncio.all_tasks() if "Feed._run" in repr(task)])
     viewer = await watch(site)  # and it starts again
     await read(viewer)
