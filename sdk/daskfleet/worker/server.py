@@ -44,6 +44,9 @@ HEARTBEAT = 0.5
 LOOK = 0.2
 #: Seconds between attempts to reach the scheduler: it may be started after us.
 RETRY = 0.1
+#: Seconds for which attempts are short, one after the other: a Service's address swallows packets until its rules are
+#: there, which takes up to a second; a path that is merely slow gets longer attempts afterwards.
+EAGER = 3.0
 #: Seconds that the first attempt waits for an answer; each that got none makes the next one wait half as long again.
 FIRST_PATIENCE = 0.2
 LONGEST_PATIENCE = 10.0
@@ -268,7 +271,7 @@ class Worker:
         assert self._listener is not None
         deadline = None if self.death_timeout is None else time.monotonic() + self.death_timeout
         args = self.security.get_connection_args("worker")
-        said, patience = False, FIRST_PATIENCE
+        said, patience, started = False, FIRST_PATIENCE, time.monotonic()
         while True:
             try:
                 connection = await connect(self.scheduler_address, setup=self._attach, patience=patience, **args)
@@ -286,9 +289,10 @@ class Worker:
                 if not said:
                     logger.info("waiting for the scheduler at %s: %s", self.scheduler_address, error)
                     said = True
-                if isinstance(error, TimeoutError):
+                if not isinstance(error, TimeoutError):
+                    await asyncio.sleep(RETRY)
+                elif time.monotonic() - started > EAGER:
                     patience = min(1.5 * patience, LONGEST_PATIENCE)
-                await asyncio.sleep(RETRY)
         self.address = self._contact_address(connection)
         await connection.call(
             "register",
