@@ -580,7 +580,7 @@ class Scheduler:
     ) -> dict[str, Any]:
         if names is None and n is None:
             n = len(retirement.idle_surplus(self.state.workers.values()))
-        chosen = self.select(names) if names is not None else self.workers_to_close(n or 0)
+        chosen = self.select(names) if names else self.workers_to_close(n or 0)  # no names mean nobody, not everybody
         return await self.retire_workers(chosen, close_workers=close_workers)
 
     async def _client_shutdown(self, client: ClientState) -> None:

@@ -63,3 +63,9 @@ async def test_asynchronous_life() -> None:
         await client.close()
         await client.close()
         assert client.status == "closed"
+
+
+def test_an_empty_list_of_workers_retires_nobody() -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        assert client.retire_workers([]) == {}
+        assert client.submit(sum, [1, 2]).result(timeout=20) == 3
