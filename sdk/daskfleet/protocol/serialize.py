@@ -100,10 +100,11 @@ def loads(serialized: Serialized) -> Any:
     for wait in IMPORT_WAITS:
         try:
             return pickle.loads(blob, buffers=buffers)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, RuntimeError) as error:
             # Two threads that enter a package with circular imports (numpy has them) at different modules see each
-            # other's halves, since Python's import locks give way there. The other one gets to its end meanwhile.
-            if "partially initialized" not in str(error):
+            # other's halves, or one is told of a deadlock, since Python's import locks give way there. The other one
+            # gets to its end meanwhile.
+            if not any(sign in str(error) for sign in ("partially initialized", "deadlock detected by _ModuleLock")):
                 raise
             time.sleep(wait)
     return pickle.loads(blob, buffers=buffers)
