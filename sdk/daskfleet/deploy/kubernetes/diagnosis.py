@@ -124,3 +124,9 @@ def phase(pod: dict[str, Any]) -> str:
 def running(pod: dict[str, Any]) -> bool:
     """Whether the containers of `pod` run and it is not about to go."""
     return (pod.get("status") or {}).get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp")
+
+
+def ready(pod: dict[str, Any]) -> bool:
+    """Whether the kubelet calls `pod` ready."""
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)

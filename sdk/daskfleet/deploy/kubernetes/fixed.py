@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from daskfleet.deploy.kubernetes import diagnosis
 from daskfleet.deploy.kubernetes.api import Api, resource_path
 from daskfleet.deploy.kubernetes.errors import ApiError, ClusterNotFound
 from daskfleet.deploy.kubernetes.spec import CLUSTER_LABEL, COMPONENT_LABEL
@@ -21,6 +22,7 @@ from daskfleet.deploy.kubernetes.spec import CLUSTER_LABEL, COMPONENT_LABEL
 if TYPE_CHECKING:
     from daskfleet.deploy.kubernetes.link import Link
 
+SETTLE = 5.0  # seconds that a worker pod which just began may take to become ready
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 
 
@@ -173,20 +175,37 @@ async def scale(link: Link, deployment: str, n: int) -> None:
     await link.view.wait_until(lambda: link.view.synced)
     surplus = _replicas(link, deployment) - n
     if surplus > 0 and link.engine == "daskfleet":  # distributed cannot be asked: there, any worker ends
-        # A Deployment's pods are called {deployment}-{template}-{pod}; another's name may begin with this one's.
-        pods = [pod for pod in link.view.workers() if pod["metadata"]["name"].rsplit("-", 2)[0] == deployment]
+        # A Deployment ends pods that are not ready before all others, whatever their deletion cost.
+        pods = await _settled(link, deployment)
+        unready = [pod for pod in pods if not diagnosis.ready(pod)]
         workers = (await link.fetch("/json/identity.json"))["workers"]
         names = [str(worker.get("name", address)) for address, worker in workers.items()]
-        of_group = [name for name in names if pods_of([name], workers, pods)]
-        cheapest = await link.fetch("/api/v1/workers_to_close", n=surplus, workers=",".join(of_group))
-        await _retire(link, [str(worker["name"]) for worker in cheapest["workers"]], workers)
+        first = [name for name in names if pods_of([name], workers, unready)]
+        others = [name for name in names if name not in first and pods_of([name], workers, pods)]
+        more = min(max(0, surplus - len(unready)), len(others))
+        cheapest = await link.fetch("/api/v1/workers_to_close", n=more, workers=",".join(others))
+        await _retire(link, [*first, *(str(worker["name"]) for worker in cheapest["workers"])], workers)
     await _set_replicas(link, deployment, n)
+
+
+async def _settled(link: Link, deployment: str) -> list[dict[str, Any]]:
+    """The pods of a worker Deployment, when all of them are ready or none is about to become so."""
+
+    def pods() -> list[dict[str, Any]]:
+        # A Deployment's pods are called {deployment}-{template}-{pod}; another's name may begin with this one's.
+        return [pod for pod in link.view.workers() if pod["metadata"]["name"].rsplit("-", 2)[0] == deployment]
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SETTLE):
+            await link.view.wait_until(lambda: all(map(diagnosis.ready, pods())))
+    return pods()
 
 
 async def scale_down(link: Link, names: list[str]) -> None:
     """End the workers of these names, of the default group."""
     assert link.fixed is not None
     deployment = link.fixed.deployment()
+    await _settled(link, deployment)
     await _retire(link, names, (await link.fetch("/json/identity.json"))["workers"])
     await _set_replicas(link, deployment, max(0, _replicas(link, deployment) - len(names)))
 
