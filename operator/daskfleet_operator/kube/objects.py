@@ -89,6 +89,7 @@ class Service:
     address: str | None
     http_port: int
     awaits_balancer: bool
+    selects: bool
 
     @classmethod
     def parse(cls, raw: Json) -> Service:
@@ -103,6 +104,7 @@ class Service:
             address=spec.get("clusterIP"),
             http_port=ports.get(names.HTTP_PORT_NAME, names.HTTP_PORT),
             awaits_balancer=spec.get("type") == "LoadBalancer" and not ingress,
+            selects=bool(spec.get("selector")),
         )
 
 

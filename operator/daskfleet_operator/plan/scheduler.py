@@ -9,11 +9,16 @@ No probes are added to what the user gave: a scheduler busy with a large graph a
 restarts it then would lose what it holds. Whether it answers is found out by asking it (`AwaitScheduler`). Instead the
 Service publishes a scheduler that is not ready yet, unless the user set that field: workers and clients retry by
 themselves, and would otherwise wait for the kubelet's first probe, five seconds in dask-kubernetes' manifests.
+
+And the Service gets its selector only when the first scheduler pod has an address. With a selector it gets an empty
+EndpointSlice at once, and kube-proxy, which writes its rules at most once a second, writes those of no address just
+before the address comes: workers reached the scheduler up to a second later.
 """
 
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import BUDGET, CLUSTER, DEPLOYMENT, SERVICE, Json
@@ -40,9 +45,10 @@ def plan_scheduler(observed: Observed, cluster: Json, may_roll: bool, now: float
     name = names.scheduler_name(key.name)
     if token_due(observed, now):
         actions.append(token(key, cluster))
+    wanted = service_spec(cluster, selects(observed, cluster))
     for kind, known, template, build in (
         (DEPLOYMENT, observed.deployment, scheduler_hash(cluster), deployment),
-        (SERVICE, observed.service, service_hash(cluster), service),
+        (SERVICE, observed.service, service_hash(cluster, wanted), partial(service, wanted=wanted)),
         (BUDGET, observed.budget, "", budget),
     ):
         if known is None:
@@ -90,9 +96,25 @@ def scheduler_hash(cluster: Json) -> str:
     return templates.fingerprint(scheduler.get("metadata") or {}, scheduler["spec"], suspended(cluster))
 
 
-def service_hash(cluster: Json) -> str:
-    scheduler = cluster["spec"]["scheduler"]
-    return templates.fingerprint(scheduler.get("metadata") or {}, scheduler["service"])
+def selects(observed: Observed, cluster: Json) -> bool:
+    """Whether the Service is to have its selector by now. What kube-proxy alone does not serve has it from the start:
+    name servers and balancers wait for nobody."""
+    given, known = cluster["spec"]["scheduler"]["service"], observed.service
+    if given.get("type", "ClusterIP") != "ClusterIP" or given.get("clusterIP") == "None":
+        return True
+    if known is not None and known.owner == cluster["metadata"]["uid"] and known.selects:
+        return True
+    return any(pod.component == names.SCHEDULER and pod.ip and not pod.deleting for pod in observed.pods)
+
+
+def service_spec(cluster: Json, selecting: bool) -> Json:
+    """The Service's spec as the user wrote it, with or without its selector."""
+    given: Json = cluster["spec"]["scheduler"]["service"]
+    return given if selecting else {name: value for name, value in given.items() if name != "selector"}
+
+
+def service_hash(cluster: Json, wanted: Json) -> str:
+    return templates.fingerprint(cluster["spec"]["scheduler"].get("metadata") or {}, wanted)
 
 
 def selector(cluster: str, component: str) -> dict[str, str]:
@@ -135,12 +157,13 @@ def deployment(key: Key, cluster: Json) -> Json:
     }
 
 
-def service(key: Key, cluster: Json) -> Json:
-    spec = copy.deepcopy(cluster["spec"]["scheduler"]["service"])
+def service(key: Key, cluster: Json, wanted: Json) -> Json:
+    """The Service with this spec; see `service_spec`."""
+    spec = copy.deepcopy(wanted)
     spec.setdefault("publishNotReadyAddresses", True)
     for port in spec.get("ports") or ():
         port.setdefault("protocol", "TCP")  # part of the list's merge key: server-side apply needs it
-    head = _head(key, cluster, service_hash(cluster))
+    head = _head(key, cluster, service_hash(cluster, wanted))
     return {"apiVersion": SERVICE.api_version, "kind": SERVICE.name, "metadata": head, "spec": spec}
 
 

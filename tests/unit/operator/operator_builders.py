@@ -85,9 +85,10 @@ def made_objects(c: Json) -> dict[str, Any]:
     """Deployment, Service and PodDisruptionBudget as they are once made for this cluster."""
     name = names.scheduler_name(KEY.name)
     uid = c["metadata"]["uid"]
+    wanted = scheduler.service_spec(c, True)
     return {
         "deployment": Deployment(name, 1, uid, scheduler.scheduler_hash(c), None),
-        "service": Service(name, 1, uid, scheduler.service_hash(c), "10.1.0.1", 8787, False),
+        "service": Service(name, 1, uid, scheduler.service_hash(c, wanted), "10.1.0.1", 8787, False, True),
         "budget": Budget(name, 1, uid, ""),
     }
 

@@ -6,9 +6,9 @@ import copy
 from dataclasses import replace
 
 from daskfleet_operator import names
-from daskfleet_operator.kube.objects import Deployment
+from daskfleet_operator.kube.objects import Deployment, Pod, Service, template_of
 from daskfleet_operator.plan import groups, model, scheduler, templates
-from operator_builders import KEY, NOW, Json, cluster, group, observed, pod
+from operator_builders import KEY, NOW, Json, cluster, group, made_objects, observed, pod, scheduler_pod
 
 
 def annotated() -> Json:
@@ -105,10 +105,34 @@ def test_upstreams_api_routes_are_switched_on_by_env_unless_set() -> None:
 
 def test_the_service_is_the_users_and_leads_to_a_scheduler_that_starts() -> None:
     source = cluster()
-    made = scheduler.service(KEY, source)
+    made = scheduler.service(KEY, source, scheduler.service_spec(source, True))
     assert made["spec"]["publishNotReadyAddresses"] is True
     source["spec"]["scheduler"]["service"]["publishNotReadyAddresses"] = False
-    assert scheduler.service(KEY, source)["spec"]["publishNotReadyAddresses"] is False
+    made = scheduler.service(KEY, source, scheduler.service_spec(source, True))
+    assert made["spec"]["publishNotReadyAddresses"] is False
+
+
+def test_the_service_gets_its_selector_with_the_schedulers_first_address_and_keeps_it() -> None:
+    source = cluster()
+    source["spec"]["scheduler"]["service"]["selector"] = labels = {"dask.org/component": "scheduler"}
+
+    def written(*pods: Pod, known: Service | None = None) -> Json | None:
+        state = replace(observed(source), pods=pods, service=known)
+        actions = scheduler.plan_scheduler(state, source, True, NOW)
+        return next((action.body["spec"] for action in actions if action.kind.name == "Service"), None)
+
+    starting, started = scheduler_pod(ip=None, ready=False), scheduler_pod()
+    early = scheduler.service(KEY, source, scheduler.service_spec(source, False))
+    waiting = replace(made_objects(source)["service"], template=template_of(early), selects=False)
+    complete = made_objects(source)["service"]
+    assert written(starting) == early["spec"] and "selector" not in early["spec"]
+    assert written(starting, known=waiting) is None
+    for body in (written(started, known=waiting), written(started)):
+        assert body is not None and body["selector"] == labels
+    assert written(started, known=complete) is None
+    assert written(starting, known=complete) is None, "a scheduler that is replaced keeps its Service"
+    source["spec"]["scheduler"]["service"]["type"] = "LoadBalancer"
+    assert scheduler.selects(replace(observed(source), pods=(), service=None), source)
 
 
 def test_nothing_to_do_for_a_cluster_at_rest() -> None:
