@@ -19,7 +19,7 @@ from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, convert_l
 from daskfleet.client.program import Compiler, is_simple
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import PROTOCOL, Serialized, dumps, dumps_by_value
-from daskfleet.protocol.spec import Build, Call, Ref
+from daskfleet.protocol.spec import Build, Ref
 
 #: Types whose values hold no futures and whose `repr` tells any two of them apart.
 PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
@@ -68,7 +68,7 @@ class Arguments:
 
 
 def _has_spec(items: Iterable[Any]) -> bool:
-    return any(type(item) in (Ref, Build, Call) for item in items)
+    return any(type(item) in (Ref, Build) for item in items)
 
 
 def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Serialized, list[Any]]:

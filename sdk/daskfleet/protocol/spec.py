@@ -2,9 +2,8 @@
 
 A task is a function (serialised once and shared by its hash) and a pickle of its arguments. Where an argument is
 another task's result the pickle holds a `Ref`, the position of that result among the task's dependencies: no keys, so
-equal structure gives equal bytes, and no dask, so a worker can run a task of ours without importing it. Containers and
-calls that hold a `Ref` somewhere inside become `Build` and `Call`; everything else is left alone and never walked
-again.
+equal structure gives equal bytes, and no dask, so a worker can run a task of ours without importing it. Containers that
+hold a `Ref` somewhere inside become `Build`; everything else is left alone and never walked again.
 """
 
 from __future__ import annotations
@@ -28,18 +27,6 @@ class Ref:
         return f"Ref({self.index})"
 
 
-class Call:
-    """``function(*args, **kwargs)``, evaluated on the worker when the task runs."""
-
-    __slots__ = ("args", "function", "kwargs")
-
-    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.function, self.args, self.kwargs = function, args, kwargs
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Call, (self.function, self.args, self.kwargs)
-
-
 class Build:
     """``constructor(items)``: a list, tuple, set or dict (as a list of pairs) with references inside."""
 
@@ -59,9 +46,6 @@ def resolve(argument: Any, values: Sequence[Any]) -> Any:
         return values[argument.index]
     if kind is Build:
         return argument.constructor([resolve(item, values) for item in argument.items])
-    if kind is Call:
-        args = [resolve(item, values) for item in argument.args]
-        return argument.function(*args, **{name: resolve(item, values) for name, item in argument.kwargs.items()})
     return argument
 
 

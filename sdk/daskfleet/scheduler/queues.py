@@ -29,6 +29,7 @@ from daskfleet.scheduler.state import (
     RUNNING,
     STATES,
     ClientState,
+    Prefix,
     TaskState,
     WorkerState,
 )
@@ -58,6 +59,7 @@ class Queues:
         self.workers: dict[str, WorkerState] = {}
         self.clients: dict[str, ClientState] = {}
         self.counts: dict[str, int] = dict.fromkeys(STATES, 0)
+        self.prefixes: dict[str, Prefix] = {}
         self.unrunnable: dict[TaskState, None] = {}
         self._open: OrderedDict[WorkerState, None] = OrderedDict()  # workers with room, the longest unserved first
         self._backlogged: dict[WorkerState, None] = {}
@@ -106,6 +108,8 @@ class Queues:
     def _enqueue(self, ts: TaskState) -> None:
         """All inputs are there: queue for the worker where it had better run, or for any."""
         self.unrunnable.pop(ts, None)
+        if ts.state != QUEUED and ts.state != NO_WORKER:
+            ts.prefix.queued += 1
         worker: WorkerState | None
         if ts.options is not None and (ts.options.workers is not None or ts.options.resources):
             able = placement.candidates(ts, self.workers.values())
@@ -132,15 +136,18 @@ class Queues:
     def _withdraw(self, ts: TaskState) -> None:
         """Take a task out of wherever it stands in line or runs; its state is the caller's to change."""
         worker = ts.worker
-        if ts.state == QUEUED and worker is not None:
-            worker.backlog -= 1
-            if not worker.backlog:
-                self._backlogged.pop(worker, None)
+        if ts.state == QUEUED:
+            ts.prefix.queued -= 1
+            if worker is not None:
+                worker.backlog -= 1
+                if not worker.backlog:
+                    self._backlogged.pop(worker, None)
         elif ts.state == PROCESSING and worker is not None:
             self._stop(ts, worker)
             self._free(worker, ts.id)
             self._reopen(worker)
         elif ts.state == NO_WORKER:
+            ts.prefix.queued -= 1
             self.unrunnable.pop(ts, None)
         ts.worker = None
 
@@ -276,9 +283,8 @@ class Queues:
             self._tell(worker, "yield", ts.id)
 
     def queued_seconds(self) -> float:
-        """How long the tasks in the common queue would take one thread, by estimate."""
-        common = [*self._ready, *self._cautious]
-        return sum(ts.prefix.duration for _, _, ts in common if ts.state == QUEUED and ts.worker is None)
+        """How long the ready tasks that were sent to nobody would take one thread, by estimate."""
+        return sum(prefix.duration * prefix.queued for prefix in self.prefixes.values())
 
 
 def _full(worker: WorkerState) -> bool:

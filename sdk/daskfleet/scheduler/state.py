@@ -45,14 +45,15 @@ class Function:
 
 
 class Prefix:
-    """What is known of all tasks of one name: how long they take, and how often they failed."""
+    """What is known of all tasks of one name: how long they take, how often they failed, how many are ready but not
+    sent."""
 
-    __slots__ = ("count", "duration", "erred", "name", "seconds", "suspicious")
+    __slots__ = ("count", "duration", "erred", "name", "queued", "seconds", "suspicious")
 
     def __init__(self, name: str) -> None:
         self.name, self.duration, self.count = name, UNKNOWN_DURATION, 0
         self.seconds = 0.0
-        self.erred = self.suspicious = 0
+        self.erred = self.suspicious = self.queued = 0
 
     def observe(self, seconds: float) -> None:
         """Take one run into the exponentially weighted mean (weight ½, as distributed has it)."""

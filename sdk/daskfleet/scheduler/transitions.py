@@ -44,7 +44,6 @@ class Transitions(Queues):
 
     def __init__(self, bandwidth: float) -> None:
         super().__init__(bandwidth)
-        self.prefixes: dict[str, Prefix] = {}
         self.functions: dict[bytes, Function] = {}
         self.inline_bytes = 0
         #: Whether workers may still bring data of a scheduler in whose place we are.

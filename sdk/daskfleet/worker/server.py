@@ -10,48 +10,33 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from daskfleet import system
-from daskfleet.comm import Connection, Listener, Pool, connect, listen, parse_address
+from daskfleet.comm import Connection, Listener, Pool, listen, parse_address
 from daskfleet.comm.addresses import interface_ip, own_ip
 from daskfleet.exceptions import DaskfleetError
-from daskfleet.functions import run_function
 from daskfleet.http.logs import ring
 from daskfleet.preload import Preloads
 from daskfleet.protocol.frames import Message
-from daskfleet.protocol.messages import Key
-from daskfleet.protocol.serialize import Serialized, dumps, dumps_by_value, join, loads, refusal
 from daskfleet.security import Security
-from daskfleet.versions import versions
 from daskfleet.worker import context
 from daskfleet.worker.actors import Actors
-from daskfleet.worker.executor import Again, Executor, Failed, Outcome, Success, Suspended, failure, size_of, success
+from daskfleet.worker.answers import Answers
+from daskfleet.worker.data import Data
+from daskfleet.worker.executor import Again, Executor, Failed, Outcome, Success, Suspended, failure, success
+from daskfleet.worker.health import beat, watch_memory
+from daskfleet.worker.joining import reach
 from daskfleet.worker.machine import Task, WorkerMachine
-from daskfleet.worker.memory import MemoryMonitor, Thresholds, resident_memory
+from daskfleet.worker.memory import MemoryMonitor, Thresholds
 from daskfleet.worker.observing import Observer
 from daskfleet.worker.plugins import WorkerPlugins
-from daskfleet.worker.spill import OnDisk, SpillBuffer
+from daskfleet.worker.spill import SpillBuffer
 from daskfleet.worker.stopping import Stopping
 
 logger = logging.getLogger(__name__)
-
-#: Seconds between heartbeats.
-HEARTBEAT = 0.5
-#: Seconds between looks at our memory (``distributed.worker.memory.monitor-interval``).
-LOOK = 0.2
-#: Seconds between attempts to reach the scheduler: it may be started after us.
-RETRY = 0.1
-#: Seconds for which attempts are short, one after the other: a Service's address swallows packets until its rules are
-#: there, which takes up to a second; a path that is merely slow gets longer attempts afterwards.
-EAGER = 3.0
-#: Seconds that the first attempt waits for an answer; each that got none makes the next one wait half as long again.
-FIRST_PATIENCE = 0.2
-LONGEST_PATIENCE = 10.0
-#: Values above this many bytes are pickled and unpickled outside of the event loop.
-OFFLOAD = 4 << 20
 
 
 class Worker:
@@ -132,6 +117,9 @@ class Worker:
         self.stored: SpillBuffer | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.nanny: Any = None  # what `daskfleet.worker.process` gives it, to reach the nanny that watches over it
+        self._handlers: dict[str, Callable[..., Awaitable[Any]]] = {}
+        self._data = Data(self)
+        Answers(self)
         self.plugins = WorkerPlugins(self)
         self.preloads = Preloads(self, preload, preload_argv, "worker")
         self.actors = Actors(self)
@@ -177,7 +165,7 @@ class Worker:
         await self._join()
         context.workers.append(self)
         self.status = "running"
-        self._spawn(self._beat())
+        self._spawn(beat(self))
         return self
 
     def _set_up_memory(self, folder: Path) -> None:
@@ -187,19 +175,7 @@ class Worker:
         target = int(thresholds.target * self.memory_limit) if thresholds.target else sys.maxsize
         self.stored = SpillBuffer(folder, target, self.machine.sizes, Thresholds.max_spill())
         self.machine.data = self.stored
-        self._spawn(self._watch_memory(MemoryMonitor(self.memory_limit, thresholds, self.stored.evict)))
-
-    async def _watch_memory(self, monitor: MemoryMonitor) -> None:
-        while self.status != "closed":
-            await asyncio.sleep(LOOK)
-            paused = monitor.look(resident_memory())
-            if paused != self.machine.paused:
-                used = 100 * resident_memory() // monitor.limit
-                logger.warning("%s: %d %% of the memory limit is in use", "pausing" if paused else "resuming", used)
-                self.machine.paused = paused
-                if self._scheduler is not None and self.status == "running":
-                    self._scheduler.send(("status", "paused" if paused else "running"))
-                self._advance()
+        self._spawn(watch_memory(self, MemoryMonitor(self.memory_limit, thresholds, self.stored.evict)))
 
     def __await__(self) -> Generator[Any, None, Worker]:
         return self.start().__await__()
@@ -269,30 +245,8 @@ class Worker:
     async def _join(self) -> None:
         """Connect and register, however long that takes (up to `death_timeout`)."""
         assert self._listener is not None
-        deadline = None if self.death_timeout is None else time.monotonic() + self.death_timeout
         args = self.security.get_connection_args("worker")
-        said, patience, started = False, FIRST_PATIENCE, time.monotonic()
-        while True:
-            try:
-                connection = await connect(self.scheduler_address, setup=self._attach, patience=patience, **args)
-                break
-            except (ConnectionRefusedError, ConnectionResetError, TimeoutError, OSError) as error:
-                from daskfleet.protocol.frames import ProtocolError
-
-                if isinstance(error, ProtocolError):
-                    raise
-                if deadline is not None and time.monotonic() > deadline:
-                    raise TimeoutError(
-                        f"no scheduler at {self.scheduler_address} within {self.death_timeout:g} s ({error}): "
-                        "is it running, and reachable from here?"
-                    ) from None
-                if not said:
-                    logger.info("waiting for the scheduler at %s: %s", self.scheduler_address, error)
-                    said = True
-                if not isinstance(error, TimeoutError):
-                    await asyncio.sleep(RETRY)
-                elif time.monotonic() - started > EAGER:
-                    patience = min(1.5 * patience, LONGEST_PATIENCE)
+        connection = await reach(self.scheduler_address, self._attach, self.death_timeout, args)
         self.address = self._contact_address(connection)
         await connection.call(
             "register",
@@ -400,7 +354,7 @@ class Worker:
                     self._stopping.watch(task)
             machine.execute.clear()
         for address, ids in machine.gather:
-            self._spawn(self._gather(address, ids))
+            self._spawn(self._data.gather(address, ids))
         machine.gather.clear()
         if machine.outbox and self._scheduler is not None:
             for message in machine.outbox:
@@ -441,10 +395,6 @@ class Worker:
         self.machine.preparing = False
         self._advance()
 
-    async def _call_restart(self) -> None:
-        """Start anew: as a new process where there is a nanny, else without what this one holds."""
-        self._spawn(self._restart())
-
     async def _restart(self) -> None:
         if self.nanny is not None:
             await self.close("told to start anew")
@@ -467,42 +417,6 @@ class Worker:
             except (OSError, TimeoutError) as error:
                 logger.warning("leaving without having handed over the data: %s", error)
         await self._restart()
-
-    async def _call_versions(self) -> dict[str, str | None]:
-        return versions()
-
-    async def _call_logs(self) -> list[str]:
-        return ring().text(self.security.token).splitlines()
-
-    async def _call_call_stack(self, keys: Sequence[Key] | None) -> list[tuple[Key, list[str]]]:
-        return self._observer.call_stacks(keys)
-
-    async def _call_profile(self, prefix: str | None, start: float | None, stop: float | None) -> dict[str, Any]:
-        return await asyncio.to_thread(self._observer.profile, prefix, start, stop)
-
-    async def _call_dump(self) -> dict[str, Any]:
-        """All that is known here, as plain data."""
-        machine = self.machine
-        return {
-            **self._identity(),
-            "status": self.status,
-            "executing": machine.executing,
-            "tasks": [
-                {"key": task.key, "state": task.state, "attempt": task.attempt} for task in machine.tasks.values()
-            ],
-            "data": {str(machine.keys[id]): machine.sizes[id] for id in machine.keys},
-            "fetching": [{"key": fetch.key, "from": fetch.address} for fetch in machine.fetches.values()],
-            "versions": versions(),
-        }
-
-    async def _call_actor(self, key: Key, name: str, call: Serialized | None) -> Serialized:
-        return await self.actors.ask(key, name, call)
-
-    async def _call_plugin_add(self, kind: str, name: str, blob: bytes) -> None:
-        await self.plugins.add(kind, name, blob)
-
-    async def _call_plugin_remove(self, kind: str, name: str) -> None:
-        await self.plugins.remove(kind, name)
 
     def log_event(self, topic: str | list[str], message: bytes) -> None:
         """Note an event, pickled (see `Client.log_event`); from any thread."""
@@ -530,44 +444,9 @@ class Worker:
         event(task)
         self._advance()
 
-    async def _beat(self) -> None:
-        last_time, last_used = time.monotonic(), sum(os.times()[:2])
-        while self.status != "closed":
-            machine = self.machine
-            now, used = time.monotonic(), sum(os.times()[:2])
-            cpu = 100 * (used - last_used) / max(now - last_time, 0.01)
-            last_time, last_used = now, used
-            if self._scheduler is not None:
-                metrics = {
-                    "memory": resident_memory(),
-                    "spilled": self.stored.disk_bytes if self.stored is not None else 0,
-                    "cpu": cpu,
-                    "executing": machine.executing,
-                    "ready": len(machine.tasks) - machine.executing,
-                    "in_memory": len(machine.data),
-                    "time": time.time(),
-                }
-                self._scheduler.send(("heartbeat", metrics))
-            await asyncio.sleep(HEARTBEAT)
-
-    # Data ----------------------------------------------------------------------------------------------------------
-
-    async def _gather(self, address: str, ids: list[int]) -> None:
-        found: list[tuple[int, Key, Any, int]] = []
-        try:
-            rows = await self._pool.call(address, "get_data", self.scheduler_id, ids, timeout=300)
-            for id, key, size, serialized in rows:
-                try:
-                    found.append((id, key, await _loads(serialized, size), size))
-                except Exception as error:
-                    reason = TypeError(f"the input {key!r} could not be brought here: {error}")
-                    self.machine.refused(id, dumps_by_value(reason), str(reason))
-        except (OSError, TimeoutError, DaskfleetError) as error:
-            logger.warning("could not fetch %d keys from %s: %s", len(ids), address, error)
-        except Exception:
-            logger.exception("could not read %d keys from %s", len(ids), address)
-        self.machine.arrived(address, ids, found)
-        self._advance()
+    def handle(self, method: str, answer: Callable[..., Awaitable[Any]]) -> None:
+        """Answer calls of `method`, by whomever, with ``await answer(*args)``."""
+        self._handlers[method] = answer
 
     def _on_peer(self, connection: Connection) -> None:
         self._peers.add(connection)
@@ -575,61 +454,7 @@ class Worker:
         connection.on_close = lambda connection, _: self._peers.discard(connection)
 
     async def _answer(self, _: Connection, method: str, args: tuple[Any, ...]) -> Any:
-        answer = getattr(self, f"_call_{method}", None)
+        answer = self._handlers.get(method)
         if answer is None:
             raise ValueError(f"a worker has no method {method!r}")
         return await answer(*args)
-
-    async def _call_get_data(self, scheduler_id: str, ids: Sequence[int]) -> list[Any]:
-        """``(id, key, nbytes, value)`` of those that are here; an id means nothing to another scheduler's workers."""
-        if scheduler_id != self.scheduler_id:
-            return []
-        machine, rows = self.machine, []
-        for id in ids:
-            if id in machine.data:
-                size, key = machine.sizes[id], machine.keys[id]
-                try:
-                    value = await _dumps(machine.data[id], size)
-                except TypeError as error:
-                    value = refusal(error)
-                rows.append((id, key, size, value))
-        return rows
-
-    async def _call_put_data(
-        self, scheduler_id: str, rows: Sequence[tuple[int, Key, Serialized]]
-    ) -> list[tuple[int, int, str]]:
-        """Keep scattered data; answers with ``(id, nbytes, type name)``. The ids mean nothing to us before we have
-        joined that scheduler, which we have asked to when it knows our address."""
-        async with asyncio.timeout(10):
-            await self._joined.wait()
-        if self.scheduler_id != scheduler_id:
-            raise ValueError("this worker has joined another scheduler")
-        kept = []
-        for id, key, serialized in rows:
-            value = loads(serialized)
-            size = size_of(value)
-            self.machine.put(id, key, value, size)
-            kept.append((id, size, type(value).__name__))
-        return kept
-
-    async def _call_run(self, call: Serialized, wait: bool) -> Serialized:
-        """Run a function of the user's outside of the task system (`Client.run`)."""
-        context.coroutine.set(context.Coroutine(self, None))  # of this call's own task only
-        function, args, kwargs = loads(call)
-        return await run_function(function, args, kwargs, {"dask_worker": self}, wait)
-
-    async def _call_identity(self) -> dict[str, Any]:
-        return self._identity()
-
-    async def _call_close(self, reason: str) -> None:
-        self._spawn(self.close_gracefully(reason=reason))
-
-
-async def _dumps(value: Any, size: int) -> Serialized:
-    if type(value) is OnDisk:
-        return join(value.serialized())
-    return await asyncio.to_thread(dumps, value) if size > OFFLOAD else dumps(value)
-
-
-async def _loads(serialized: Serialized, size: int) -> Any:
-    return await asyncio.to_thread(loads, serialized) if size > OFFLOAD else loads(serialized)

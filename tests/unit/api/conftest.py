@@ -1,27 +1,11 @@
-"""Real clusters: a scheduler here and two worker processes, or scheduler and workers on the test's own event loop."""
+"""A real cluster on the test's own event loop."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
-import pytest
 import pytest_asyncio
 from daskfleet import Client, LocalCluster
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    """Two worker processes of one thread each."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def client(cluster: LocalCluster) -> Iterator[Client]:
-    """A blocking client."""
-    with Client(cluster) as client:
-        client.wait_for_workers(2, timeout=30)
-        yield client
 
 
 @pytest_asyncio.fixture

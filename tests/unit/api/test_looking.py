@@ -97,7 +97,7 @@ def test_versions(client: Client) -> None:
         async def other() -> dict[str, str | None]:
             return {**versions(), "pandas": "0.25"}
 
-        dask_worker._call_versions = other
+        dask_worker.handle("versions", other)
 
     first = next(iter(client.nthreads()))
     client.run(pretend, workers=[first])

@@ -12,21 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daskfleet import Client, LocalCluster
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    """Two worker processes of one thread."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def client(cluster: LocalCluster) -> Iterator[Client]:
-    with Client(cluster) as client:
-        client.wait_for_workers(2, timeout=30)
-        yield client
 
 
 class Command:

@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 from daskfleet import Client, Scheduler, Worker
-from daskfleet.client import core
+from daskfleet.client import link
 
 
 @contextlib.asynccontextmanager
@@ -77,8 +77,8 @@ async def test_nothing_sent_is_lost_when_the_connection_breaks_at_once():
 
 
 async def test_a_client_that_does_not_come_back_is_forgotten(monkeypatch):
-    monkeypatch.setattr("daskfleet.scheduler.server.CLIENT_GRACE", 0.05)
-    monkeypatch.setattr(core, "RECONNECT", 0.0)
+    monkeypatch.setattr("daskfleet.scheduler.peers.CLIENT_GRACE", 0.05)
+    monkeypatch.setattr(link, "RECONNECT", 0.0)
     async with cluster() as (scheduler, _, client):
         future = client.submit(sum, [1, 2])
         await future
@@ -116,7 +116,7 @@ async def test_work_that_was_running_is_done_after_the_restart():
 
 
 async def test_what_nobody_wants_after_a_restart_goes(monkeypatch):
-    monkeypatch.setattr("daskfleet.scheduler.server.TAKE_OVER", 0.3)
+    monkeypatch.setattr("daskfleet.scheduler.peers.TAKE_OVER", 0.3)
     async with cluster() as (scheduler, workers, client):
         future = client.submit(big, 1)
         await future
@@ -130,7 +130,7 @@ async def test_what_nobody_wants_after_a_restart_goes(monkeypatch):
 
 
 async def test_data_that_did_not_come_back_is_computed_again_or_lost(monkeypatch):
-    monkeypatch.setattr("daskfleet.scheduler.server.TAKE_OVER", 0.3)
+    monkeypatch.setattr("daskfleet.scheduler.peers.TAKE_OVER", 0.3)
     async with cluster(n_workers=1) as (scheduler, workers, client):
         scattered = await client.scatter(bytes(100_000))
         small = client.submit(sum, [1, 2])

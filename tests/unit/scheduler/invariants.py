@@ -111,6 +111,8 @@ def check_scheduler(state: SchedulerState) -> None:
         if ts.value is not None:
             inline += nbytes(ts.value)
     assert state.inline_bytes == inline
+    queued = Counter(ts.prefix for ts in tasks.values() if ts.state in (QUEUED, NO_WORKER))
+    assert {prefix: prefix.queued for prefix in state.prefixes.values() if prefix.queued} == queued
     assert len(state.unrunnable) == counts[NO_WORKER]
     assert all(tasks.get(ts.id) is ts and ts.state in ACTIVE for ts in state.suspects)
 

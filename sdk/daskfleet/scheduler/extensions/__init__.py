@@ -1,4 +1,4 @@
-"""What clients share beyond tasks, one file a primitive: locks, variables, queues, datasets, events, metadata.
+"""What is not hot, one file a subject: calls that clients and workers make, and what clients share beyond tasks.
 
 An extension is a class that is given the scheduler and registers what it answers (`Scheduler.handle`) and hears
 (`Scheduler.hear`). Its state is its own. Whatever a client holds or waits for ends with the client: by
@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from daskfleet.scheduler.extensions.channels import Queues, Variables
+from daskfleet.scheduler.extensions.control import Control
 from daskfleet.scheduler.extensions.data import Data
 from daskfleet.scheduler.extensions.datasets import Datasets
 from daskfleet.scheduler.extensions.events import Events
@@ -23,12 +24,15 @@ from daskfleet.scheduler.extensions.looking import Looking
 from daskfleet.scheduler.extensions.metadata import Metadata
 from daskfleet.scheduler.extensions.relay import Relay
 from daskfleet.scheduler.extensions.restarting import Restarting
+from daskfleet.scheduler.extensions.results import Results
 from daskfleet.scheduler.extensions.watching import Watching
 
 if TYPE_CHECKING:
     from daskfleet.scheduler.server import Scheduler
 
 EXTENSIONS = (
+    Results,
+    Control,
     Semaphores,
     MultiLocks,
     Flags,

@@ -33,6 +33,9 @@ class Looking:
         scheduler.handle("client", "logs", self.logs)
         scheduler.handle("client", "versions", self.versions)
         scheduler.handle("client", "tasks", self.tasks)
+        scheduler.handle("client", "who_has", self.who_has)
+        scheduler.handle("client", "has_what", self.has_what)
+        scheduler.handle("client", "processing", self.processing)
 
     async def ask_workers(
         self, client: ClientState, names: Sequence[str], method: str, *args: Any
@@ -89,6 +92,18 @@ class Looking:
             }
             for ts in self._chosen(keys)
         ]
+
+    async def who_has(self, client: ClientState, keys: Sequence[Key] | None) -> list[tuple[Key, list[str]]]:
+        """The addresses of the workers that hold each key."""
+        return [(ts.key, [worker.address for worker in ts.holders]) for ts in self._chosen(keys)]
+
+    async def has_what(self, client: ClientState, workers: Sequence[str] | None) -> list[tuple[str, list[Key]]]:
+        """The keys that each worker holds."""
+        return [(worker.address, [ts.key for ts in worker.data]) for worker in self._scheduler.select(workers)]
+
+    async def processing(self, client: ClientState, workers: Sequence[str] | None) -> list[tuple[str, list[Key]]]:
+        """The keys that each worker was sent and has not finished."""
+        return [(worker.address, [ts.key for ts in worker.processing]) for worker in self._scheduler.select(workers)]
 
     def _chosen(self, keys: Sequence[Key] | None) -> list[TaskState]:
         known = self._scheduler.state.keys

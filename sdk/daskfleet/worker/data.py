@@ -1,0 +1,94 @@
+"""Results on their way from worker to worker, and scattered data."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from daskfleet.exceptions import DaskfleetError
+from daskfleet.protocol.messages import Key
+from daskfleet.protocol.serialize import Serialized, dumps, dumps_by_value, join, loads, refusal
+from daskfleet.worker.executor import size_of
+from daskfleet.worker.spill import OnDisk
+
+if TYPE_CHECKING:
+    from daskfleet.worker.server import Worker
+
+logger = logging.getLogger(__name__)
+
+#: Values above this many bytes are pickled and unpickled outside of the event loop.
+OFFLOAD = 4 << 20
+
+
+class Data:
+    """Fetches from peers, and answers them."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        worker.handle("get_data", self.get_data)
+        worker.handle("put_data", self.put_data)
+
+    async def gather(self, address: str, ids: list[int]) -> None:
+        """Fetch these from another worker."""
+        worker = self._worker
+        found: list[tuple[int, Key, Any, int]] = []
+        try:
+            rows = await worker._pool.call(address, "get_data", worker.scheduler_id, ids, timeout=300)
+            for id, key, size, serialized in rows:
+                try:
+                    found.append((id, key, await _loads(serialized, size), size))
+                except Exception as error:
+                    reason = TypeError(f"the input {key!r} could not be brought here: {error}")
+                    worker.machine.refused(id, dumps_by_value(reason), str(reason))
+        except (OSError, TimeoutError, DaskfleetError) as error:
+            logger.warning("could not fetch %d keys from %s: %s", len(ids), address, error)
+        except Exception:
+            logger.exception("could not read %d keys from %s", len(ids), address)
+        worker.machine.arrived(address, ids, found)
+        worker._advance()
+
+    async def get_data(self, scheduler_id: str, ids: Sequence[int]) -> list[Any]:
+        """``(id, key, nbytes, value)`` of those that are here; an id means nothing to another scheduler's workers."""
+        worker = self._worker
+        if scheduler_id != worker.scheduler_id:
+            return []
+        machine, rows = worker.machine, []
+        for id in ids:
+            if id in machine.data:
+                size, key = machine.sizes[id], machine.keys[id]
+                try:
+                    value = await _dumps(machine.data[id], size)
+                except TypeError as error:
+                    value = refusal(error)
+                rows.append((id, key, size, value))
+        return rows
+
+    async def put_data(
+        self, scheduler_id: str, rows: Sequence[tuple[int, Key, Serialized]]
+    ) -> list[tuple[int, int, str]]:
+        """Keep scattered data; answers with ``(id, nbytes, type name)``. The ids mean nothing to us before we have
+        joined that scheduler, which we have asked to when it knows our address."""
+        worker = self._worker
+        async with asyncio.timeout(10):
+            await worker._joined.wait()
+        if worker.scheduler_id != scheduler_id:
+            raise ValueError("this worker has joined another scheduler")
+        kept = []
+        for id, key, serialized in rows:
+            value = loads(serialized)
+            size = size_of(value)
+            worker.machine.put(id, key, value, size)
+            kept.append((id, size, type(value).__name__))
+        return kept
+
+
+async def _dumps(value: Any, size: int) -> Serialized:
+    if type(value) is OnDisk:
+        return join(value.serialized())
+    return await asyncio.to_thread(dumps, value) if size > OFFLOAD else dumps(value)
+
+
+async def _loads(serialized: Serialized, size: int) -> Any:
+    return await asyncio.to_thread(loads, serialized) if size > OFFLOAD else loads(serialized)

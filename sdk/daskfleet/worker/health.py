@@ -1,0 +1,57 @@
+"""What a worker does now and then: look at its memory, and tell the scheduler how it is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from daskfleet.worker.memory import MemoryMonitor, resident_memory
+
+if TYPE_CHECKING:
+    from daskfleet.worker.server import Worker
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between heartbeats.
+HEARTBEAT = 0.5
+#: Seconds between looks at our memory (``distributed.worker.memory.monitor-interval``).
+LOOK = 0.2
+
+
+async def watch_memory(worker: Worker, monitor: MemoryMonitor) -> None:
+    """Spill, pause and resume as the memory fills and empties."""
+    while worker.status != "closed":
+        await asyncio.sleep(LOOK)
+        paused = monitor.look(resident_memory())
+        if paused != worker.machine.paused:
+            used = 100 * resident_memory() // monitor.limit
+            logger.warning("%s: %d %% of the memory limit is in use", "pausing" if paused else "resuming", used)
+            worker.machine.paused = paused
+            if worker._scheduler is not None and worker.status == "running":
+                worker._scheduler.send(("status", "paused" if paused else "running"))
+            worker._advance()
+
+
+async def beat(worker: Worker) -> None:
+    """Tell the scheduler how we are."""
+    last_time, last_used = time.monotonic(), sum(os.times()[:2])
+    while worker.status != "closed":
+        machine = worker.machine
+        now, used = time.monotonic(), sum(os.times()[:2])
+        cpu = 100 * (used - last_used) / max(now - last_time, 0.01)
+        last_time, last_used = now, used
+        if worker._scheduler is not None:
+            metrics = {
+                "memory": resident_memory(),
+                "spilled": worker.stored.disk_bytes if worker.stored is not None else 0,
+                "cpu": cpu,
+                "executing": machine.executing,
+                "ready": len(machine.tasks) - machine.executing,
+                "in_memory": len(machine.data),
+                "time": time.time(),
+            }
+            worker._scheduler.send(("heartbeat", metrics))
+        await asyncio.sleep(HEARTBEAT)
