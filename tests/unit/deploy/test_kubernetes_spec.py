@@ -13,6 +13,11 @@ from daskfleet.deploy.kubernetes.spec import (
 )
 
 
+def test_pods_get_no_credentials_of_the_kubernetes_api():
+    assert make_worker_spec()["spec"]["automountServiceAccountToken"] is False
+    assert make_scheduler_spec("c")["spec"]["automountServiceAccountToken"] is False
+
+
 @pytest.mark.parametrize("name", ["a", "dask", "my-cluster-1", "1a", "x" * 53])
 def test_names_that_kubernetes_takes(name):
     assert check_name(name) == name
