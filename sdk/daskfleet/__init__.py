@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from daskfleet.deploy.local import LocalCluster as LocalCluster
     from daskfleet.deploy.spec import SpecCluster as SpecCluster
     from daskfleet.deploy.ssh import SSHCluster as SSHCluster
+    from daskfleet.deploy.subprocess import SubprocessCluster as SubprocessCluster
     from daskfleet.exceptions import CancelledError as CancelledError
     from daskfleet.exceptions import KilledWorker as KilledWorker
     from daskfleet.exceptions import Reschedule as Reschedule
@@ -92,6 +93,7 @@ _WHERE = {
     "Queue": "client.channels",
     "Reschedule": "exceptions",
     "SSHCluster": "deploy.ssh",
+    "SubprocessCluster": "deploy.subprocess",
     "Scheduler": "scheduler.server",
     "SchedulerPlugin": "plugins",
     "Security": "security",

@@ -94,7 +94,7 @@ def test_several_workers_a_host_and_scale_over_the_pool(bed: ssh.Bed, eventually
         assert cluster.observed == {"0-0", "0-1", "1-0", "1-1"}
         cluster.scale(8)
         cluster.wait_for_workers(8, timeout=60)
-        hosts = [spec["options"]["host"] for spec in cluster.worker_spec.values()]
+        hosts = [spec["options"]["place"].host for spec in cluster.worker_spec.values()]
         assert sorted(hosts) == sorted([HOSTS[1], HOSTS[2]] * 2), "spread evenly"
         cluster.scale(2)
         eventually(lambda: len(cluster.scheduler_info["workers"]) == 2)

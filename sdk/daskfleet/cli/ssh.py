@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 import os
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from daskfleet.cli.common import fail, first, run, set_up_logging, version_option
 from daskfleet.exceptions import DaskfleetError
+
+if TYPE_CHECKING:
+    from daskfleet.deploy.ssh import Host
 
 #: What a line of a host file may say behind the host, and the option that it replaces there.
 HOST_OPTIONS = {
@@ -106,8 +110,8 @@ def main(hostnames: tuple[str, ...], **options: Any) -> None:
 async def _serve(
     stop: asyncio.Event, hosts: list[tuple[str, dict[str, str]]], options: dict[str, Any], logs: Any
 ) -> int:
+    from daskfleet.deploy.session import Command
     from daskfleet.deploy.spec import SpecCluster
-    from daskfleet.deploy.ssh import Command
     from daskfleet.security import Security, new_token
 
     head = options["scheduler"] or hosts[0][0]
@@ -116,7 +120,7 @@ async def _serve(
     security = Security()
     security.token = security.token or new_token()
     scheduler = {
-        **_where(head, {**options, **own}),
+        "place": _place(head, {**options, **own}),
         "module": "daskfleet.cli.scheduler",
         "arguments": ["--port", str(port), *([] if options["nohost"] else ["--host", head])],
         "answers_at": f"tcp://{head}:{port}",
@@ -149,7 +153,9 @@ async def _serve(
     return 0
 
 
-def _where(host: str, options: dict[str, Any]) -> dict[str, Any]:
+def _place(host: str, options: dict[str, Any]) -> Host:
+    from daskfleet.deploy.ssh import Host
+
     connect: dict[str, Any] = {}
     if options["ssh_username"]:
         connect["username"] = options["ssh_username"]
@@ -160,7 +166,7 @@ def _where(host: str, options: dict[str, Any]) -> dict[str, Any]:
     if options["ssh_known_hosts"]:
         known = options["ssh_known_hosts"]
         connect["known_hosts"] = None if known == "none" else os.path.expanduser(known)
-    return {"host": host, "connect_options": connect, "remote_python": options["remote_python"]}
+    return Host(host, connect, options["remote_python"] or sys.executable)
 
 
 def _worker(host: str, number: int, options: dict[str, Any], logs: _LogFiles) -> dict[str, Any]:
@@ -169,7 +175,7 @@ def _worker(host: str, number: int, options: dict[str, Any], logs: _LogFiles) ->
         if options[name] is not None:
             arguments += [f"--{name.replace('_', '-')}", str(options[name])]
     return {
-        **_where(host, options),
+        "place": _place(host, options),
         "module": options["remote_dask_worker"],
         "arguments": arguments,
         "on_line": logs.sink(f"worker {host}", f"dask_worker_{host}_{number}", _COLOURS[number % len(_COLOURS)]),

@@ -10,33 +10,23 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import json
 import logging
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from daskfleet.deploy.cluster import Status
-from daskfleet.deploy.process import ProcessInterface
-from daskfleet.deploy.remote import order
-from daskfleet.deploy.scheduler_link import RemoteLink
+from daskfleet.deploy.session import REMOTE, Pipe, Scheduler, Worker
 from daskfleet.deploy.spec import SpecCluster
 from daskfleet.exceptions import DaskfleetError
-from daskfleet.security import TOKEN_VARIABLE, Security
 
 if TYPE_CHECKING:
     import asyncssh
 
-logger = logging.getLogger(__name__)
-
-#: Seconds for a session: logging in, starting Python, the server being up.
-TIMEOUT = 60.0
-#: Log lines that are kept of each process.
-LOG_LINES = 10_000
 #: Sessions that are being opened at a time: sshd refuses more than about ten that have not logged in yet.
 LOGINS = 6
 
@@ -66,132 +56,54 @@ def _alternatives(match: re.Match[str]) -> Iterator[str]:
             yield item
 
 
-class Process(ProcessInterface):
-    """One SSH session with servers in it.
+@dataclass(frozen=True)
+class Host:
+    """A machine that one can log in to: a place for sessions.
 
-    Parameters
+    Attributes
     ----------
     host, connect_options
         Where, and keyword arguments of `asyncssh.connect`.
-    remote_python
+    python
         The Python there.
-    on_line
-        Called with each line of the remote log.
     """
 
-    def __init__(
-        self,
-        scheduler: str | None = None,
-        *,
-        host: str,
-        connect_options: dict[str, Any],
-        remote_python: str | None,
-        name: Any = None,
-        on_line: Callable[[str], None] | None = None,
-    ) -> None:
-        super().__init__(scheduler, name)
-        self.host = host
-        self._connect_options = dict(connect_options)
-        self._python = remote_python or sys.executable
-        self._lines: collections.deque[str] = collections.deque(maxlen=LOG_LINES)
-        self._on_line = on_line
-        self._connection: asyncssh.SSHClientConnection | None = None
-        self._process: asyncssh.SSHClientProcess[bytes] | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        self._up: asyncio.Future[list[dict[str, Any]]] | None = None
+    host: str
+    connect_options: dict[str, Any] = field(default_factory=dict)
+    python: str = sys.executable
 
-    def servers(self) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-        """What the session is to run (see `daskfleet.deploy.remote.order`)."""
-        raise NotImplementedError
+    def __str__(self) -> str:
+        return self.host
 
-    def logs(self) -> str:
-        return "\n".join(self._lines)
-
-    async def start(self) -> None:
-        """Log in and start the servers.
-
-        Raises
-        ------
-        DaskfleetError
-            Logging in, Python or a server failed; the message says on which host and why.
-        """
+    async def open(self) -> Pipe:
+        connection = await _login(self.host, self.connect_options)
+        command = f"exec {shlex.quote(self.python)} -u -m {REMOTE}"
         try:
-            async with asyncio.timeout(TIMEOUT):
-                self._connection = await _login(self.host, self._connect_options)
-                self._process = await self._connection.create_process(
-                    f"exec {shlex.quote(self._python)} -u -m daskfleet.deploy.remote", encoding=None
-                )
-                self._up = asyncio.get_running_loop().create_future()
-                self._tasks = [asyncio.create_task(self._hear()), asyncio.create_task(self._read_log())]
-                level = min(logging.INFO, logging.getLogger("daskfleet").getEffectiveLevel())
-                self._process.stdin.write(order(self.servers(), level))
-                answers = await self._up
-        except TimeoutError:
-            await self.close()
-            raise DaskfleetError(f"{self.host}: not up within {TIMEOUT:g} s{self._tail()}") from None
-        except DaskfleetError as error:
-            await self.close()
-            raise DaskfleetError(f"{self.host}: {error}") from None
-        self.address = answers[0]["address"]
-        await super().start()
+            return _Login(self.python, connection, await connection.create_process(command, encoding=None))
+        except BaseException:
+            connection.close()
+            raise
 
-    def _tail(self) -> str:
-        lines = list(self._lines)[-10:]
-        return ": " + "\n".join(lines) if lines else ""
 
-    async def _hear(self) -> None:
-        """Read the session's answers until it ends."""
-        assert self._process is not None and self._up is not None
-        failure = ""
-        while line := await self._process.stdout.readline():
-            with contextlib.suppress(ValueError):
-                message = json.loads(line)
-                failure = message.get("failed") or message.get("ended") or failure
-                if "up" in message and not self._up.done():
-                    self._up.set_result(message["up"])
+class _Login:
+    def __init__(
+        self, python: str, connection: asyncssh.SSHClientConnection, process: asyncssh.SSHClientProcess[bytes]
+    ) -> None:
+        self._python, self._connection, self._process = python, connection, process
+        self.stdin, self.stdout, self.stderr = process.stdin, process.stdout, process.stderr
+
+    async def ended(self) -> str:
         with contextlib.suppress(OSError):
             await self._process.wait_closed()
-        await asyncio.wait(self._tasks[1:], timeout=2)
-        status = self._process.exit_status
-        signalled = self._process.exit_signal
-        if not failure and (status or status is None):
-            how = f"ended with status {status}" if status is not None else f"was killed ({signalled or 'lost'})"
-            failure = f"{self._python} {how}{self._tail()}"
-        if not self._up.done():
-            self._up.set_exception(DaskfleetError(failure or f"ended before it was up{self._tail()}"))
-            self._up.exception()
-        self.failure = "" if self.status is Status.closing else failure
-        self.status = Status.closed
-        if self._connection is not None:
-            self._connection.close()
-        self._ended.set()
-
-    async def _read_log(self) -> None:
-        assert self._process is not None
-        while raw := await self._process.stderr.readline():
-            line = raw.decode(errors="replace").rstrip("\n")
-            self._lines.append(line)
-            if self._on_line is not None:
-                self._on_line(line)
+        status, signalled = self._process.exit_status, self._process.exit_signal
+        if status is None:
+            return f"{self._python} was killed ({signalled or 'lost'})"
+        return f"{self._python} ended with status {status}" if status else ""
 
     async def close(self) -> None:
-        """End the session, and with it what runs there."""
-        if self._process is None:
-            if self._connection is not None:
-                self._connection.close()
-            await super().close()
-            return
-        if self.status is not Status.closed:
-            self.status = Status.closing
-            with contextlib.suppress(OSError):
-                self._process.stdin.write_eof()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.finished(), 10)
-        assert self._connection is not None
         self._connection.close()
         with contextlib.suppress(OSError, TimeoutError):
             await asyncio.wait_for(self._connection.wait_closed(), 5)
-        await super().close()
 
 
 _logins: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
@@ -228,91 +140,6 @@ async def _login(host: str, options: dict[str, Any]) -> asyncssh.SSHClientConnec
             raise DaskfleetError(f"cannot connect by SSH: {reason}") from None
         await asyncio.sleep(0.3 * 2**attempt)
     raise AssertionError
-
-
-class Scheduler(Process):
-    """The scheduler's session."""
-
-    def __init__(self, *, options: dict[str, Any], security: Security | None = None, **where: Any) -> None:
-        super().__init__(name="scheduler", **where)
-        self._options = {"port": 0, "security": security, **options}
-        if not isinstance(self._options.get("dashboard_address", ""), str):
-            self._options["dashboard_address"] = None
-
-    def servers(self) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-        return [("daskfleet.Scheduler", (), self._options)]
-
-
-class Worker(Process):
-    """A session with workers, each with its nanny."""
-
-    def __init__(
-        self,
-        scheduler: str,
-        *,
-        worker_class: Any,
-        options: dict[str, Any],
-        group: Sequence[str] = (),
-        security: Security | None = None,
-        **where: Any,
-    ) -> None:
-        super().__init__(scheduler, **where)
-        self._class, self._group = worker_class, list(group) or [""]
-        self._options = {"security": security, **options}
-
-    def servers(self) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-        return [
-            (self._class, (self.scheduler,), {**self._options, "name": f"{self.name}{suffix}"})
-            for suffix in self._group
-        ]
-
-
-class Command(Process):
-    """A session that runs ``python -m MODULE ARGUMENTS``: what ``dask-ssh`` starts.
-
-    Parameters
-    ----------
-    answers_at
-        Address at which a scheduler must answer before it counts as started.
-    """
-
-    def __init__(
-        self,
-        scheduler: str | None = None,
-        *,
-        module: str,
-        arguments: Sequence[str],
-        security: Security | None = None,
-        answers_at: str = "",
-        **where: Any,
-    ) -> None:
-        super().__init__(scheduler, **where)
-        self._module, self._arguments = module, list(arguments)
-        self._security = security or Security()
-        self._answers_at = answers_at
-
-    def servers(self) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-        env = {TOKEN_VARIABLE: self._security.token} if self._security.token else {}
-        arguments = [self.scheduler, *self._arguments] if self.scheduler else self._arguments
-        return [("daskfleet.deploy.remote.Module", tuple(arguments), {"module": self._module, "env": env})]
-
-    async def start(self) -> None:
-        await super().start()
-        self.address = self._answers_at or None
-        deadline = asyncio.get_running_loop().time() + TIMEOUT
-        while self._answers_at:
-            link = RemoteLink(self._answers_at, self._security)
-            try:
-                await link.identity()
-                return
-            except OSError as error:
-                if self.status is Status.closed or asyncio.get_running_loop().time() > deadline:
-                    why = self.failure or error
-                    await self.close()
-                    raise DaskfleetError(f"{self.host}: the scheduler does not answer: {why}{self._tail()}") from None
-                await asyncio.sleep(0.1)
-            finally:
-                link.close()
 
 
 class SSHCluster(SpecCluster):
@@ -371,8 +198,8 @@ class SSHCluster(SpecCluster):
             raise ValueError(
                 'SSHCluster: give hosts, such as ["login", "node1", "node2"]; the first is the scheduler\'s'
             )
-        self._where = [
-            {"host": host, "connect_options": options or {}, "remote_python": python}
+        self._places = [
+            Host(host, dict(options or {}), python or sys.executable)
             for host, options, python in zip(
                 self.hosts,
                 _for_each(self.hosts, connect_options, "connect_options"),
@@ -382,24 +209,24 @@ class SSHCluster(SpecCluster):
         ]
         options = dict(worker_options or {})
         self._per_host = int(options.pop("n_workers", None) or options.pop("nworkers", None) or 1)
-        self._pool = self._where[1:] or self._where
+        self._pool = self._places[1:] or self._places
         self._class, self._worker_options = worker_class, options
         template = self._spec(self._pool[0])
-        workers = {number: self._spec(where) for number, where in enumerate(self._where[1:])}
-        scheduler = {"cls": Scheduler, "options": {**self._where[0], "options": dict(scheduler_options or {})}}
+        workers = {number: self._spec(place) for number, place in enumerate(self._places[1:])}
+        scheduler = {"cls": Scheduler, "options": {"place": self._places[0], "options": dict(scheduler_options or {})}}
         super().__init__(workers, scheduler, template, **kwargs)
 
-    def _spec(self, where: dict[str, Any]) -> dict[str, Any]:
+    def _spec(self, place: Host) -> dict[str, Any]:
         group = [f"-{number}" for number in range(self._per_host)] if self._per_host > 1 else []
-        options = {**where, "worker_class": self._class, "options": self._worker_options, "group": group}
+        options = {"place": place, "worker_class": self._class, "options": self._worker_options, "group": group}
         return {"cls": Worker, "options": options} | ({"group": group} if group else {})
 
     def new_worker_spec(self) -> dict[Any, dict[str, Any]]:
         """One more session, on the host that has the fewest for how often it is named."""
-        used = collections.Counter(spec["options"]["host"] for spec in self.worker_spec.values())
-        named = collections.Counter(where["host"] for where in self._pool)
-        where = min(self._pool, key=lambda where: used[where["host"]] / named[where["host"]])
-        return dict.fromkeys(super().new_worker_spec(), self._spec(where))
+        used = collections.Counter(spec["options"]["place"].host for spec in self.worker_spec.values())
+        named = collections.Counter(place.host for place in self._pool)
+        place = min(self._pool, key=lambda place: used[place.host] / named[place.host])
+        return dict.fromkeys(super().new_worker_spec(), self._spec(place))
 
     def _threads_per_worker(self) -> int:
         if not self._worker_options.get("nthreads"):

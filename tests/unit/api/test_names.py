@@ -37,6 +37,7 @@ NAMES = [
     "Semaphore",
     "SpecCluster",
     "Status",
+    "SubprocessCluster",
     "TimeoutError",
     "UploadDirectory",
     "UploadFile",

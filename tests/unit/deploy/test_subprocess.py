@@ -1,0 +1,32 @@
+"""A cluster whose every part is a process of this machine."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import psutil
+import pytest
+from daskfleet import Client, SubprocessCluster
+from daskfleet.exceptions import DaskfleetError
+
+
+def test_scheduler_and_workers_are_processes_that_end_with_it() -> None:
+    with SubprocessCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster:
+        with Client(cluster) as client:
+            assert client.submit(sum, [1, 2]).result(timeout=20) == 3
+            assert client.run_on_scheduler(os.getppid) == os.getpid()
+            cluster.scale(2)
+            client.wait_for_workers(2, timeout=30)
+            assert set(client.nthreads().values()) == {2}
+            pids = [worker["pid"] for worker in client.scheduler_info()["workers"].values()]
+    deadline = time.monotonic() + 20
+    while any(psutil.pid_exists(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(60)
+def test_what_keeps_the_scheduler_from_starting_is_said() -> None:
+    with pytest.raises(DaskfleetError, match=r"(?s)here: .*no_such_option"):
+        SubprocessCluster(n_workers=1, scheduler_kwargs={"no_such_option": 1}, dashboard_address=None)
