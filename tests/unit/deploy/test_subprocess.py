@@ -12,14 +12,14 @@ from daskfleet.exceptions import DaskfleetError
 
 
 def test_scheduler_and_workers_are_processes_that_end_with_it() -> None:
-    with SubprocessCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster:
-        with Client(cluster) as client:
-            assert client.submit(sum, [1, 2]).result(timeout=20) == 3
-            assert client.run_on_scheduler(os.getppid) == os.getpid()
-            cluster.scale(2)
-            client.wait_for_workers(2, timeout=30)
-            assert set(client.nthreads().values()) == {2}
-            pids = [worker["pid"] for worker in client.scheduler_info()["workers"].values()]
+    cluster = SubprocessCluster(n_workers=1, threads_per_worker=2, dashboard_address=None)
+    with cluster, Client(cluster) as client:
+        assert client.submit(sum, [1, 2]).result(timeout=20) == 3
+        assert client.run_on_scheduler(os.getppid) == os.getpid()
+        cluster.scale(2)
+        client.wait_for_workers(2, timeout=30)
+        assert set(client.nthreads().values()) == {2}
+        pids = [worker["pid"] for worker in client.scheduler_info()["workers"].values()]
     deadline = time.monotonic() + 20
     while any(psutil.pid_exists(pid) for pid in pids):
         assert time.monotonic() < deadline
