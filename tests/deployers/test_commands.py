@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import json
 import os
 import re
 import signal
@@ -11,12 +12,15 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from daskfleet import Client, Nanny, Scheduler, Security, Worker
+
+from tests.deployers.beds.tools import environment
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -40,8 +44,8 @@ def start() -> Iterator[Start]:
     """Start a command; it is gone after the test."""
     running: list[subprocess.Popen[str]] = []
 
-    def run(name: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", f"daskfleet.cli.{name}", *arguments]
+    def run(name: str, *arguments: str, python: str = sys.executable, **environment: str) -> subprocess.Popen[str]:
+        command = [python, "-m", f"daskfleet.cli.{name}", *arguments]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
         running.append(process)
         return process
@@ -119,6 +123,33 @@ def test_scheduler_file_across_a_restart(start: Start, tmp_path: Path, eventuall
         client.wait_for_workers(1, timeout=30)  # the worker has come back by itself
         assert client.submit(sum, [1, 2]).result() == 3
     assert worker.poll() is None
+
+
+def test_a_scheduler_that_moves_is_found_again_by_its_file(start: Start, tmp_path: Path, free_port: int) -> None:
+    file = str(tmp_path / "scheduler.json")
+    first = start("scheduler", *QUIET, "--scheduler-file", file)
+    before = scheduler_at(first)
+    workers = [start("worker", "--scheduler-file", file, nanny) for nanny in ("--nanny", "--no-nanny")]
+    with Client(scheduler_file=file) as client:
+        client.wait_for_workers(2, timeout=30)
+        future = client.submit(sum, [1, 2])
+        assert future.result() == 3
+        first.kill()
+        first.wait()
+        second = start("scheduler", "--host", "127.0.0.2", "--port", str(free_port), "--no-dashboard",
+                       "--scheduler-file", file)  # fmt: skip
+        assert scheduler_at(second) == f"tcp://127.0.0.2:{free_port}" != before
+        client.wait_for_workers(2, timeout=60)
+        assert client.submit(sum, [future, 4]).result(timeout=30) == 7
+    assert [worker.poll() for worker in workers] == [None, None]
+    with socket.socket() as taken:  # on the host of the third, the port of the second is somebody else's
+        second.kill()
+        second.wait()
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", free_port))
+        taken.listen()
+        third = scheduler_at(start("scheduler", *QUIET, "--scheduler-file", file))
+        assert third.startswith("tcp://127.0.0.1:") and third != f"tcp://127.0.0.1:{free_port}"
 
 
 def test_preloads_of_every_kind_of_server(start: Start, tmp_path: Path, eventually) -> None:
@@ -279,3 +310,86 @@ async def test_servers_in_ones_own_program() -> None:
     await scheduler.close()
     await scheduler.finished()
     assert scheduler.status == "closed"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> str:
+    """A certificate that vouches for itself, and its key, in one file."""
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", "1"]
+    done = subprocess.run([*command, "-keyout", "-", "-out", "-"], capture_output=True, check=True)
+    (tmp_path / "pair.pem").write_bytes(done.stdout)
+    return str(tmp_path / "pair.pem")
+
+
+def test_every_documented_option_at_once(start: Start, certificate: str, tmp_path: Path, free_port: int) -> None:
+    """What "Command line" of Dask's documentation lists; those that exclude others are in the next test."""
+    tls = ["--tls-ca-file", certificate, "--tls-cert", certificate, "--tls-key", certificate]
+    preload, file = tmp_path / "notes.py", tmp_path / "scheduler.json"
+    preload.write_text(PRELOAD.format(folder=str(tmp_path)))
+    scheduler = start(
+        "scheduler", "--host", "127.0.0.1", "--port", "0", "--protocol", "tls", *tls,
+        "--dashboard-address", f"127.0.0.1:{free_port}", "--dashboard", "--no-jupyter", "--no-show",
+        "--dashboard-prefix", "dask", "--pid-file", str(tmp_path / "scheduler.pid"), "--scheduler-file", str(file),
+        "--preload", str(preload), "--idle-timeout", "1 hour", "--note", "s",
+    )  # fmt: skip
+    address = scheduler_at(scheduler)
+    assert address.startswith("tls://127.0.0.1:")
+    start(
+        "worker", *tls, "--worker-port", "3000:60000", "--nanny-port", "0", "--dashboard-address", ":0",
+        "--dashboard", "--listen-address", "tls://127.0.0.1:0", "--contact-address", "tls://127.0.0.1",
+        "--host", "127.0.0.1", "--protocol", "tls", "--nthreads", "2", "--nworkers", "2", "--name", "w",
+        "--memory-limit", "1 GiB", "--nanny", "--pid-file", str(tmp_path / "worker.pid"),
+        "--local-directory", str(tmp_path / "local"), "--resources", "GPU=2 MEM=10e9", "--scheduler-file", str(file),
+        "--death-timeout", "60", "--dashboard-prefix", "w", "--lifetime", "1 hour", "--lifetime-stagger", "5 minutes",
+        "--lifetime-restart", "--worker-class", "dask.distributed.Worker", "--preload", str(preload),
+        "--preload-nanny", str(preload), "--scheduler-sni", "scheduler.example", "--note", "w",
+    )  # fmt: skip
+    security = Security(
+        tls_ca_file=certificate, tls_client_cert=certificate, tls_client_key=certificate, require_encryption=True
+    )
+    with Client(scheduler_file=str(file), security=security) as client:
+        client.wait_for_workers(2, timeout=30)
+        workers = client.scheduler_info()["workers"]
+        assert {w["name"] for w in workers.values()} == {"w-0", "w-1"}
+        assert all(w["memory_limit"] == 2**30 and w["nthreads"] == 2 for w in workers.values())
+        assert all(address.startswith("tls://127.0.0.1:") for address in workers)
+        assert set(client.run(lambda dask_worker: dask_worker.note).values()) == {"w"}
+        assert client.submit(sum, [1, 2], resources={"GPU": 1}).result(timeout=30) == 3
+        for worker in workers.values():
+            url = f"http://127.0.0.1:{worker['services']['dashboard']}/w/health"
+            assert urllib.request.urlopen(url).read() == b"ok"
+    assert int((tmp_path / "scheduler.pid").read_text()) == scheduler.pid
+    assert urllib.request.urlopen(f"http://127.0.0.1:{free_port}/dask/health").read() == b"ok"
+
+
+def test_the_other_documented_options(start: Start, tmp_path: Path) -> None:
+    for name in ("scheduler", "worker", "ssh"):
+        said = subprocess.run(
+            [Path(sys.executable).with_name(f"dask-{name}"), "--version"], capture_output=True, text=True, check=True
+        )
+        assert re.fullmatch(rf"dask-{name}, daskfleet \d+\.\S+\n", said.stdout), said.stdout
+    address = scheduler_at(start("scheduler", "--port", "0", "--interface", "lo", "--no-dashboard", "--show"))
+    assert address.startswith("tcp://127.0.0.1:")
+    start("worker", address, "--interface", "lo", "--no-nanny", "--no-dashboard", "--nworkers", "-1", "--name", "w")
+    with Client(address) as client:
+        processors = len(os.sched_getaffinity(0))
+        client.wait_for_workers(processors, timeout=30)
+        assert len(client.scheduler_info()["workers"]) == processors
+
+
+@pytest.mark.parametrize("token", ["", "of-the-cluster"])
+def test_jupyter_below_the_dashboard(start: Start, free_port: int, token: str) -> None:
+    python = str(environment("jupyter", "jupyter_server") / "bin" / "python")
+    scheduler = start("scheduler", "--port", "0", "--dashboard-address", f"127.0.0.1:{free_port}", "--jupyter",
+                      "--host", "127.0.0.1", python=python, DASKFLEET_TOKEN=token)  # fmt: skip
+    assert scheduler.stderr is not None
+    line = next(line for line in scheduler.stderr if "Jupyter at:" in line)
+    threading.Thread(target=scheduler.stderr.read, daemon=True).start()
+    if not token:
+        token = line.rpartition("?token=")[2].strip()
+    url = f"http://127.0.0.1:{free_port}/jupyter/api/status"
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(url)
+    status = json.load(urllib.request.urlopen(f"{url}?token={token}"))
+    assert status["kernels"] == 0
+    assert urllib.request.urlopen(f"http://127.0.0.1:{free_port}/health").read() == b"ok", "the dashboard is there, too"

@@ -114,8 +114,7 @@ def test_dask_mpi_until_a_client_ends_it(mpirun: mpi.Mpi, tmp_path: Path, eventu
 
 
 def test_dask_mpi_joins_a_scheduler_that_is_there(mpirun: mpi.Mpi, tmp_path: Path) -> None:
-    from daskfleet import LocalCluster
-    from daskfleet.deploy import scheduler_file
+    from daskfleet import LocalCluster, scheduler_file
 
     with LocalCluster(n_workers=0, dashboard_address=None) as cluster, Client(cluster) as client:
         file = tmp_path / "scheduler.json"

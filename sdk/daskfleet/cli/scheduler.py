@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ logger = logging.getLogger("daskfleet.scheduler")
 
 
 def renew(file: str, guard: Security, port: int) -> int:
-    """Take over from the scheduler that has written `file` before us: its token, and the port if that is open to us.
+    """Take over from the scheduler that has written `file` before us: its token, and the port if that is free here.
 
     Workers and clients of that one find us, and their token still holds. The token stays in the file otherwise, too: it
     travels nowhere else, and only the file's owner can read it. Returns the port to listen on.
@@ -40,8 +41,19 @@ def renew(file: str, guard: Security, port: int) -> int:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         before = json.loads(Path(file).read_text())
         guard.token = guard.token or before["token"]
-        port = port or int(str(before["address"]).rpartition(":")[2])
+        port = port or _if_free(int(str(before["address"]).rpartition(":")[2]))
     guard.token = guard.token or new_token()
+    return port
+
+
+def _if_free(port: int) -> int:
+    """The port, or 0 when somebody listens on it on this host: ours may have been on another."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return 0
     return port
 
 
@@ -76,7 +88,11 @@ def serve_jupyter(scheduler: Any, guard: Security) -> None:
 @click.option("--scheduler-file", default=None, help="File to write the address to, for workers and clients to read.")
 @click.option("--idle-timeout", default=None, help='End after so long without work, such as "10 minutes".')
 @click.option("--dashboard-prefix", default="", help="Path before the dashboard's, such as /dask, behind a proxy.")
-@click.option("--jupyter", is_flag=True, help="Serve JupyterLab below the dashboard, at /jupyter, for this token.")
+@click.option("--jupyter/--no-jupyter", default=False, help="Serve JupyterLab below the dashboard, at /jupyter.")
+@click.option(
+    "--show/--no-show", default=False, hidden=True, expose_value=False
+)  # upstream's, without effect there too
+@click.option("--use-xheaders", default=False, hidden=True, expose_value=False)  # our pages' links are relative
 @preload_options("--preload")
 @version_option
 def main(
@@ -101,8 +117,8 @@ def main(
 
     PRELOAD_ARGV goes to a preload whose dask_setup is a click command.
     """
-    from daskfleet.deploy.scheduler_file import write
     from daskfleet.scheduler.server import Scheduler
+    from daskfleet.scheduler_file import write
 
     set_up_logging()
     check_argv(preload_argv, preload)

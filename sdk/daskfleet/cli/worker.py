@@ -82,11 +82,13 @@ def how_many(nworkers: str) -> int:
 @click.option("--worker-port", type=Ports(), default=0, help="Port, or lo:hi for the first free one of a range.")
 @click.option("--dashboard-address", default=":0", help="Address of the worker's HTTP server.")
 @click.option("--dashboard/--no-dashboard", default=False, help="Serve health and metrics over HTTP.")
+@click.option("--dashboard-prefix", default=None, help="Path before the HTTP server's, such as /w1, behind a proxy.")
 @click.option("--listen-address", default=None, help="Address to listen on, such as tcp://0.0.0.0:9000.")
 @click.option("--contact-address", default=None, help="Address under which others reach the worker, if it differs.")
 @click.option("--host", default="", help="Address to listen on.  [default: every interface]", show_default=False)
 @click.option("--interface", default=None, help='Network interface to listen on, such as "eth0" or "ib0".')
 @click.option("--protocol", type=click.Choice(["tcp", "tls"]), default=None, help="The scheduler's unless given.")
+@click.option("--scheduler-sni", default=None, help="Name to ask for under TLS, if a proxy routes by it.")
 @click.option("--nthreads", type=click.IntRange(1), default=None, help="Threads of each; by default all processors.")
 @click.option("--nworkers", "--nprocs", default="1", help="Workers: a number, auto, or -1 for one a processor.")
 @click.option("--name", default=None, help="Name of the worker; with several, they get -0, -1, … behind it.")
@@ -165,12 +167,14 @@ def _settings(scheduler: str | None, options: dict[str, Any], count: int) -> dic
     from daskfleet.comm import parse_address
 
     guard = security("worker", options["tls_ca_file"], options["tls_cert"], options["tls_key"])
-    if scheduler is None and options["scheduler_file"]:
-        from daskfleet.deploy.scheduler_file import read
+    death_timeout = _seconds("--death-timeout", options["death_timeout"])
+    file = options["scheduler_file"] if scheduler is None else None
+    if file:
+        from daskfleet.scheduler_file import TIMEOUT, read
 
-        info = read(options["scheduler_file"], wait=True)
+        info = read(file, wait=True, timeout=death_timeout or TIMEOUT)
         scheduler = info.address
-        guard.token = guard.token or (info.security.token if info.security else None)
+        guard = info.secured(guard) or guard
     address = scheduler or config.get("scheduler-address")
     if address is None:
         raise ValueError(
@@ -185,6 +189,7 @@ def _settings(scheduler: str | None, options: dict[str, Any], count: int) -> dic
     limit = system.parse_memory_limit(options["memory_limit"], nthreads, max(nthreads * count, system.cpu_count()))
     return {
         "scheduler_address": str(parse_address(address)),
+        "scheduler_file": file,
         "name": options["name"],
         "nthreads": nthreads,
         "host": host,
@@ -196,10 +201,12 @@ def _settings(scheduler: str | None, options: dict[str, Any], count: int) -> dic
         "resources": options["resources"],
         "local_directory": options["local_directory"],
         "security": guard,
-        "death_timeout": _seconds("--death-timeout", options["death_timeout"]),
+        "death_timeout": death_timeout,
         "preload": options["preload"] or None,
         "preload_argv": options["preload_argv"],
         "dashboard_address": options["dashboard_address"] if options["dashboard"] else None,
+        "dashboard_prefix": options["dashboard_prefix"],
+        "scheduler_sni": options["scheduler_sni"],
     }
 
 

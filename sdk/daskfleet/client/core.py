@@ -14,6 +14,7 @@ import dask
 from dask.utils import parse_timedelta
 
 from daskfleet import loop as loops
+from daskfleet import scheduler_file as files
 from daskfleet.client import current
 from daskfleet.client.future import Future
 from daskfleet.client.inside import giving_way
@@ -65,6 +66,7 @@ class Core(Link):
         self._own_cluster = False
         self._timeout = float(parse_timedelta(timeout if timeout is not None else _configured_timeout()))
         self._direct = direct_to_workers
+        self._scheduler_file: str | None = None  # which says where the scheduler is, if that is how we found it
         self._set_as_default = set_as_default
         self._address, self._kwargs = self._find(address, scheduler_file), kwargs
         self._starting: asyncio.Task[None] | None = None
@@ -79,10 +81,9 @@ class Core(Link):
 
     def _find(self, address: Any, scheduler_file: str | None) -> Any:
         if address is None and scheduler_file is not None:
-            from daskfleet.deploy.scheduler_file import read
-
-            info = read(scheduler_file)
-            self.security = self.security or info.security
+            info = files.read(scheduler_file)
+            self._scheduler_file = scheduler_file
+            self.security = info.secured(self.security)
             return info.address
         return address if address is not None else dask.config.get("scheduler-address", None)
 
@@ -154,6 +155,7 @@ class Core(Link):
         """Connect to the scheduler and tell who we are, and which scheduler knew us before."""
         assert self.security is not None
         args = self.security.get_connection_args("client")
+        self._target = files.moved(self._scheduler_file, self._target)
         connection = await connect(self._target, timeout=self._timeout, setup=self._attach, **args)
         try:
             who = {"id": self.id, "scheduler": self._info.get("id"), "worker": self._worker_address()}

@@ -268,7 +268,7 @@ class Looking(Collections):
         return self._sync(self._write_scheduler_file, scheduler_file)
 
     async def _write_scheduler_file(self, path: str) -> None:
-        from daskfleet.deploy.scheduler_file import write
+        from daskfleet.scheduler_file import write
 
         assert self.security is not None
         identity = {**await self._call("identity"), "address": self.scheduler_address}

@@ -73,6 +73,7 @@ async def connect(
     patience: float | None = None,
     token: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
+    server_hostname: str | None = None,
     setup: Callable[[Connection], None] | None = None,
 ) -> Connection:
     """Connect to `address` and prove the token.
@@ -84,6 +85,8 @@ async def connect(
     patience
         Seconds for the connection alone, for callers that try again: when its first packet is lost, as those to a
         Kubernetes Service are that has no rules yet, the kernel repeats it only after one second, and then after two.
+    server_hostname
+        Name to ask for under TLS, for proxies that route by it; that of `address` by default.
     setup
         Called with the connection before any message of the peer's can arrive: the place to set its handlers.
 
@@ -102,8 +105,9 @@ async def connect(
     try:
         async with asyncio.timeout(timeout):
             async with asyncio.timeout(patience):
+                tls = ssl_context if target.scheme == "tls" else None
                 _, connection = await loop.create_connection(
-                    Connection, target.host, target.port, ssl=ssl_context if target.scheme == "tls" else None
+                    Connection, target.host, target.port, ssl=tls, server_hostname=server_hostname if tls else None
                 )
             _tune(connection)
             await _shaken(_shake_hands(connection, Handshake("client", token), setup or (lambda _: None)))

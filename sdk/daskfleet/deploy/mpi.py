@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import dask
 
-from daskfleet.deploy import scheduler_file as files
+from daskfleet import scheduler_file as files
 from daskfleet.deploy.process import load_class, takes
 from daskfleet.deploy.scheduler_link import RemoteLink
 from daskfleet.exceptions import DaskfleetError

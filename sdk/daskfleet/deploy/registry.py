@@ -1,6 +1,6 @@
 """Which clusters of this user there are: one file each, in ``~/.local/state/daskfleet/clusters``.
 
-A file is a scheduler file (`daskfleet.deploy.scheduler_file`) with the manager's name and options besides, so whoever
+A file is a scheduler file (`daskfleet.scheduler_file`) with the manager's name and options besides, so whoever
 may read it can connect (`SpecCluster.from_name`). On machines that share a home it is the same folder everywhere.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from daskfleet.deploy import scheduler_file
+from daskfleet import scheduler_file
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.security import Security
 

@@ -24,18 +24,24 @@ LONGEST_PATIENCE = 10.0
 
 
 async def reach(
-    address: str, setup: Callable[[Connection], None], death_timeout: float | None, args: dict[str, Any]
+    where: Callable[[], str],
+    setup: Callable[[Connection], None],
+    death_timeout: float | None,
+    args: dict[str, Any],
 ) -> Connection:
     """Connect to the scheduler, however long that takes (up to `death_timeout` seconds).
 
     Parameters
     ----------
+    where
+        Its address, asked for before each attempt.
     setup, args
         For `daskfleet.comm.connect`.
     """
     deadline = None if death_timeout is None else time.monotonic() + death_timeout
     said, patience, started = False, FIRST_PATIENCE, time.monotonic()
     while True:
+        address = where()
         try:
             return await connect(address, setup=setup, patience=patience, **args)
         except (ConnectionRefusedError, ConnectionResetError, TimeoutError, OSError) as error:

@@ -51,7 +51,7 @@ class Nanny:
 
     def __init__(
         self,
-        scheduler_address: str,
+        scheduler_address: str | None = None,
         *,
         env: dict[str, str] | None = None,
         preload_nanny: str | Sequence[str] | None = None,

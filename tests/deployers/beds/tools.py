@@ -46,6 +46,22 @@ def need_packages(commands: Sequence[str], packages: Sequence[str]) -> None:
             missing(f"apt-get {command[0]} failed: {done.stderr.strip()[-500:]}")
 
 
+def environment(name: str, *packages: str) -> Path:
+    """A virtual environment with `packages` of PyPI, made on first use and kept in the user's cache, that sees ours."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    folder = Path.home() / ".cache" / "daskfleet" / f"{name}-{version}"
+    if not (folder / "ready").exists():
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *packages]
+        for command in ([sys.executable, "-m", "venv", str(folder)], pip):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            if done.returncode:
+                missing(f"{', '.join(packages)} cannot be installed: {done.stderr.strip()[-500:]}")
+        (folder / "ready").touch()
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "daskfleet.pth").write_text(f"{REPOSITORY / 'sdk'}\n{Path(pytest.__file__).parents[1]}\n")
+    return folder
+
+
 def wait_until(what: Callable[[], object], why: str, timeout: float = 30.0) -> None:
     """Wait until `what` is true; `why` says what is missing otherwise."""
     deadline = time.monotonic() + timeout

@@ -21,7 +21,8 @@ from typing import Any, ClassVar
 
 import dask
 
-from daskfleet.deploy import registry, scheduler_file
+from daskfleet import scheduler_file
+from daskfleet.deploy import registry
 from daskfleet.deploy.jobqueue import script as scripts
 from daskfleet.deploy.jobqueue.job import Job, SchedulerJob
 from daskfleet.deploy.jobqueue.queue import Queue

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from daskfleet.deploy import scheduler_file
+from daskfleet import scheduler_file
 from daskfleet.deploy.cluster import Status
 from daskfleet.deploy.jobqueue.queue import Queue
 from daskfleet.deploy.jobqueue.system import JobStatus, State

@@ -6,6 +6,8 @@ It holds the scheduler's identity as JSON, as distributed writes it, and the tok
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import os
 import tempfile
@@ -26,6 +28,14 @@ class SchedulerFile:
 
     address: str
     security: Security | None
+
+    def secured(self, given: Security | None) -> Security | None:
+        """What was given besides (certificates, say), with the file's token unless it has one of its own."""
+        if given is None or given.token or self.security is None:
+            return given or self.security
+        both = copy.copy(given)
+        both.token = self.security.token
+        return both
 
 
 def write(path: str, identity: dict[str, Any], security: Security) -> None:
@@ -79,3 +89,11 @@ def read(path: str, *, wait: bool = False, timeout: float = TIMEOUT) -> Schedule
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not a scheduler file: it has no address") from None
     return SchedulerFile(str(address), Security(token=token) if token else None)
+
+
+def moved(path: str | None, address: str) -> str:
+    """Where the scheduler is by now that was at `address`: one that is started anew elsewhere says so in its file."""
+    if path:
+        with contextlib.suppress(OSError, ValueError):
+            return read(path).address
+    return address

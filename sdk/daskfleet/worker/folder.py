@@ -1,0 +1,69 @@
+"""A worker's folder for temporary files, and those that dead workers have left behind: `Folder`.
+
+A worker that is killed cannot clean up. So each folder has a lock that the system lets go of with its process, and each
+worker that starts removes, of its user and on its host, the folders beside its own whose lock nobody holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import weakref
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "daskfleet-worker-"
+#: File in each folder that its worker has locked; it holds the name of the host, as not every lock is seen by others.
+LOCK = ".lock"
+
+
+class Folder:
+    """A new folder that nobody else can look into, below `parent` (the system's for temporary files by default)."""
+
+    def __init__(self, parent: str | None = None) -> None:
+        if parent is not None:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+        # It gets its name when it is locked: a folder with that name and without an owner is a dead one's.
+        unnamed = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent)).absolute()
+        self._lock = os.open(unnamed / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        os.write(self._lock, socket.gethostname().encode())
+        with contextlib.suppress(OSError):  # a file system without locks: nobody will remove it for us
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.path = unnamed.with_name(unnamed.name[1:])
+        unnamed.rename(self.path)
+        self.remove = weakref.finalize(self, _remove, self.path, self._lock, os.getpid())
+
+    def clean_up_after_others(self) -> None:
+        """Remove the folders beside this one whose workers have died."""
+        for path in self.path.parent.glob(f"{PREFIX}*"):
+            if path != self.path and _is_abandoned(path):
+                logger.info("removing %s, which a worker that was killed has left behind", path)
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: Path, lock: int, pid: int) -> None:
+    if os.getpid() == pid:  # and not a process that a task has forked off
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        lock = os.open(path / LOCK, os.O_RDWR)
+    except OSError:
+        return False  # another user's, or gone by now
+    try:
+        if os.read(lock, 256) != socket.gethostname().encode():
+            return False
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(lock)

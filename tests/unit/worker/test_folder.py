@@ -1,0 +1,64 @@
+"""What a worker's folder is worth when the worker is killed: the next one removes it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import daskfleet.worker.folder as folders
+from daskfleet.worker.folder import LOCK, PREFIX, Folder
+
+
+def test_it_is_private_and_goes_with_its_owner(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "new" / "parent"))
+    assert folder.path.parent == tmp_path / "new" / "parent" and folder.path.name.startswith(PREFIX)
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+    (folder.path / "spilled").write_bytes(b"data")
+    folder.remove()
+    folder.remove()
+    assert not folder.path.exists()
+    path = Folder(str(tmp_path)).path
+    gc.collect()
+    assert not path.exists(), "even if nobody has said that it is no longer needed"
+
+
+def test_what_a_killed_worker_leaves_is_removed_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+    program = (
+        "import os, sys, subprocess\n"
+        "from daskfleet.worker.folder import Folder\n"
+        "folder = Folder(sys.argv[1])\n"
+        "(folder.path / 'spilled').mkdir()\n"
+        "print(folder.path, flush=True)\n"
+        "subprocess.Popen(['sleep', '9'], stdout=-3, stderr=-3)  # a task's, which outlives it\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    run = lambda: subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)  # noqa: E731
+    dead = Path(run().stdout.strip())
+    elsewhere = Path(run().stdout.strip())
+    (elsewhere / LOCK).write_text("another host")
+    living, ours = Folder(str(tmp_path)), Folder(str(tmp_path))
+    (tmp_path / f"{PREFIX}by-hand").mkdir()
+    assert dead.is_dir()
+    ours.clean_up_after_others()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {living.path.name, ours.path.name, elsewhere.name, f"{PREFIX}by-hand"}
+    monkeypatch.setattr(folders.fcntl, "flock", _no_locks)
+    unlocked = Folder(str(tmp_path))
+    unlocked.clean_up_after_others()
+    assert living.path.exists() and unlocked.path.exists(), "without locks nothing is taken for abandoned"
+
+
+def _no_locks(*_: object) -> None:
+    raise OSError("no locks available")
+
+
+def test_a_forked_child_removes_nothing(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    if (pid := os.fork()) == 0:
+        folder.remove()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert folder.path.exists()
