@@ -56,4 +56,6 @@ class Events:
         try:
             await self._api.create(EVENT, meta["namespace"], body)
         except ApiError as error:
+            if "being terminated" in error.message:  # the namespace goes, and nobody is left to read it
+                return
             logger.warning("event %s on %s %s could not be posted: %s", event.reason, kind.name, meta["name"], error)

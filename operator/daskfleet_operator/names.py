@@ -25,6 +25,7 @@ NOT_HANDED_DOWN = ("kopf.zalando.org", "kubectl.kubernetes.io", OURS)
 
 TOKEN_KEY = "token"
 TOKEN_ENV = "DASKFLEET_TOKEN"
+TOKEN_HEADER = "X-Daskfleet-Token"  # for the scheduler, where a proxy keeps `Authorization` for itself
 WORKER_NAME_ENV = "DASK_WORKER_NAME"
 ADDRESS_ENV = "DASK_SCHEDULER_ADDRESS"
 ROUTES_ENV = "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES"

@@ -20,13 +20,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from daskfleet_operator import names
+from daskfleet_operator.asking import Asking
 from daskfleet_operator.events import Events
 from daskfleet_operator.kube.client import JSON_PATCH, MERGE, STRATEGIC, Api, ApiError
 from daskfleet_operator.kube.kinds import CUSTOM_KINDS, JOB, POD, SECRET, Json, Kind
 from daskfleet_operator.kube.objects import Pod, controller
 from daskfleet_operator.metrics import Metrics
 from daskfleet_operator.plan import groups, model
-from daskfleet_operator.plan.autoscale import DELAY, remembered
 from daskfleet_operator.plan.plan import plan, statuses
 from daskfleet_operator.scheduler_api import SchedulerError
 from daskfleet_operator.schedulers import Schedulers
@@ -71,9 +71,11 @@ class Reconciler:
         self._now = now
         self._creating = asyncio.Semaphore(CREATES)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        asking = Asking(api, store, schedulers, beside=self._beside, wake=wake, now=now)
         self._appliers: Mapping[type, Callable[[model.Key, Any], Coroutine[Any, Any, bool]]] = {
             model.Create: self._create,
             model.Replace: self._replace,
+            model.TryTemplate: self._try_template,
             model.EnsureToken: self._ensure_token,
             model.CreateWorkers: self._create_workers,
             model.Patch: self._patch,
@@ -81,9 +83,10 @@ class Reconciler:
             model.Retire: self._retire,
             model.DeletePod: self._delete_pod,
             model.Delete: self._delete,
-            model.AskTarget: self._ask_target,
-            model.AskIdle: self._ask_idle,
-            model.AwaitScheduler: self._await_scheduler,
+            model.AskTarget: asking.target,
+            model.AskIdle: asking.idle,
+            model.AwaitScheduler: asking.await_scheduler,
+            model.AskEvents: asking.events,
             model.Forget: self._forget,
             model.SetBackoff: self._set_backoff,
         }
@@ -199,6 +202,19 @@ class Reconciler:
         self._store.changed(action.kind, answer)
         return True
 
+    async def _try_template(self, key: model.Key, action: model.TryTemplate) -> bool:
+        try:
+            await self._api.create(POD, key.namespace, action.pod, dry_run=True)
+        except ApiError as error:
+            undecided = "exceeded quota" in error.message or "does not support dry run" in error.message
+            if not undecided:
+                return self._refused(key, action.what, error, action.generation)
+        self._drop_refusal(key, action.what)
+        self._store.remember(
+            key, lambda memory: replace(memory, approved={**memory.approved, action.what: action.fingerprint})
+        )
+        return True
+
     async def _create_workers(self, key: model.Key, action: model.CreateWorkers) -> bool:
         """Create pods in parallel; the first refusal stops the rest, as they would be refused alike."""
         refused: list[ApiError] = []
@@ -264,7 +280,9 @@ class Reconciler:
             raise error
         if error.status == 404 or "being terminated" in error.message:  # the namespace goes
             return False
-        logger.info("%s: the API server refused %s: %s", key, what, error.message)
+        known = self._store.observed(key).memory.refusals.get(what)
+        if known is None or known.message != error.message:
+            logger.info("%s: the API server refused %s: %s", key, what, error.message)
 
         def change(memory: Memory) -> Memory:
             before = memory.refusals.get(what)
@@ -374,66 +392,11 @@ class Reconciler:
             else:
                 self._store.deleted(kind, answer)
 
-    # --- asking the scheduler --------------------------------------------------------------------------------------
-
-    async def _ask_target(self, key: model.Key, action: model.AskTarget) -> bool:
-        scheduler = self._schedulers.of(self._store.observed(key))
-        if scheduler is None:
-            return False
-        try:
-            workers = await scheduler.adaptive_target(action.duration)
-        except SchedulerError as error:
-            logger.debug("%s: no adaptive target: %s", key, error)
-            return False
-        new = model.Target(workers, self._now())
-        observed = self._store.observed(key)
-        delay = next(
-            (
-                float(item["spec"].get("scaleDownDelaySeconds", DELAY))
-                for item in observed.autoscalers
-                if item["metadata"]["name"] == action.autoscaler
-            ),
-            float(DELAY),
-        )
-
-        def change(memory: Memory) -> Memory:
-            kept = remembered(memory.targets.get(action.autoscaler, ()), new, delay)
-            return replace(memory, targets={**memory.targets, action.autoscaler: kept})
-
-        self._store.remember(key, change)
-        return True
-
-    async def _ask_idle(self, key: model.Key, action: model.AskIdle) -> bool:
-        scheduler = self._schedulers.of(self._store.observed(key))
-        if scheduler is None:
-            return False
-        try:
-            since = await scheduler.idle_since()
-        except SchedulerError as error:
-            logger.debug("%s: idleness unknown: %s", key, error)
-            return False
-        self._store.remember(key, lambda memory: replace(memory, idle_since=since, idle_asked=self._now()))
-        return True
-
-    async def _await_scheduler(self, key: model.Key, action: model.AwaitScheduler) -> bool:
-        name = f"await {action.pod.uid}"
-        if name not in self._tasks:
-            self._beside(name, self._until_it_answers(key, action.pod))
-        return False
-
-    async def _until_it_answers(self, key: model.Key, pod: Pod) -> None:
-        """Ask the pod until it answers or is gone. No watch tells: the kubelet's probes are a second apart."""
-        delay = 0.05
-        scheduler = self._schedulers.of_pod(key, pod)
-        while not await scheduler.healthy():
-            if all(other.uid != pod.uid or other.deleting for other in self._store.observed(key).pods):
-                return
-            await asyncio.sleep(delay)
-            delay = min(2.0, delay * 1.2)
-        self._store.remember(key, lambda memory: replace(memory, scheduler_answers=pod.uid))
-        self._wake(key)
-
     def _beside(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` while passes go on; nothing, if what has this name runs still."""
+        if name in self._tasks:
+            work.close()
+            return
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks[name] = task
         task.add_done_callback(lambda _: self._tasks.pop(name, None))

@@ -3,7 +3,7 @@
 The bundled runtime and upstream's distributed answer the same routes; where ours knows more (`workers_to_close`, names
 in `retire_workers`), a 404 or the plain form is the way for the other. Inside the cluster the Service is reached by its
 IP: no DNS lookup, and no assumption about the cluster's domain. From outside (an operator run at a desk) the API
-server's proxy is used; it strips our token, so what changes something is refused there by the bundled runtime.
+server's proxy is used; it takes `Authorization` for itself, so the scheduler's token goes under a name of our own.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Self
 
 import aiohttp
 
+from daskfleet_operator import names
 from daskfleet_operator.kube.client import Api
 from daskfleet_operator.kube.kinds import POD, SERVICE
 from daskfleet_operator.kube.objects import Pod
@@ -67,8 +68,16 @@ class Schedulers:
 
     def _open(self, key: Key, base: str) -> SchedulerApi:
         assert self._session is not None, "use `async with Schedulers(...)`"
-        token = self._tokens.get(key) if self._api.connection.in_cluster else self._api.connection.bearer()
-        return SchedulerApi(self._session, base, {"Authorization": f"Bearer {token}"} if token else {})
+        token, headers = self._tokens.get(key), {}
+        if self._api.connection.in_cluster:
+            if token:
+                headers["Authorization"] = f"Bearer {token}"
+        else:
+            if token:
+                headers[names.TOKEN_HEADER] = token
+            if bearer := self._api.connection.bearer():
+                headers["Authorization"] = f"Bearer {bearer}"
+        return SchedulerApi(self._session, base, headers)
 
 
 def _host(ip: str | None) -> str:

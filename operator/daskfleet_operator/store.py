@@ -143,7 +143,7 @@ class Store:
             groups=tuple(map(_sure, objects[WORKERGROUP].values())),
             autoscalers=tuple(map(_sure, objects[AUTOSCALER].values())),
             job=_custom(objects[JOB].get(key.name)),
-            pods=tuple(pod for pod in objects[POD].values() if isinstance(pod, Pod)),
+            pods=tuple(_told(pod, entry.memory) for pod in objects[POD].values() if isinstance(pod, Pod)),
             deployment=_typed(objects[DEPLOYMENT].get(scheduler), Deployment),
             service=_typed(objects[SERVICE].get(scheduler), Service),
             budget=_typed(objects[BUDGET].get(scheduler), Budget),
@@ -206,6 +206,12 @@ def _material(known: Json | Parsed) -> object:
         return replace(known, version=0)
     meta = {key: value for key, value in known["metadata"].items() if key != "resourceVersion"}
     return {**known, "metadata": meta, "status": None}
+
+
+def _told(pod: Pod, memory: Memory) -> Pod:
+    """The pod with the trouble that its events tell of, as long as it is held up."""
+    known = memory.held_up.get(pod.uid) if pod.held_up_since is not None else None
+    return pod if known is None or known.trouble is None else replace(pod, trouble=known.trouble)
 
 
 def _custom(known: Json | Parsed | None) -> Json | None:

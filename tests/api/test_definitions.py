@@ -14,9 +14,9 @@ CRDS = Path(__file__).parents[2] / "crds"
 REFUSED = sorted((MANIFESTS / "refused").glob("*.yaml"))
 
 
-@pytest.fixture
-def lab(kubernetes_api: Any, namespace: str) -> Namespace:
-    return Namespace(kubernetes_api, namespace)
+@pytest.fixture(scope="module")
+def lab(kubernetes_api: Any, module_namespace: str) -> Namespace:
+    return Namespace(kubernetes_api, module_namespace)
 
 
 def test_all_definitions_are_small() -> None:
@@ -57,10 +57,10 @@ def test_samples_apply(lab: Namespace, name: str) -> None:
 
 
 def test_pod_fields_of_the_future_are_kept(lab: Namespace) -> None:
-    manifest = cluster_manifest()
+    manifest = cluster_manifest("tomorrow")
     manifest["spec"]["worker"]["spec"]["fieldOfTomorrow"] = {"deep": [1, 2]}
     lab.kubectl("apply", "--validate=false", "-f", "-", input=yaml.safe_dump(manifest))
-    assert lab.get("daskcluster", "lab")["spec"]["worker"]["spec"]["fieldOfTomorrow"] == {"deep": [1, 2]}
+    assert lab.get("daskcluster", "tomorrow")["spec"]["worker"]["spec"]["fieldOfTomorrow"] == {"deep": [1, 2]}
 
 
 def test_defaults_and_short_names(lab: Namespace) -> None:

@@ -150,7 +150,8 @@ class Api:
 
     async def create(self, kind: Kind, namespace: str, body: Json, dry_run: bool = False) -> Json:
         params = {"fieldManager": FIELD_MANAGER} | ({"dryRun": "All"} if dry_run else {})
-        return await self.request("POST", kind.path(namespace), body=body, kind=kind.plural, params=params)
+        counted = f"{kind.plural}/dry-run" if dry_run else kind.plural
+        return await self.request("POST", kind.path(namespace), body=body, kind=counted, params=params)
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Json:
         return await self.request("GET", kind.path(namespace, name), kind=kind.plural)

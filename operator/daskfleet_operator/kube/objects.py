@@ -5,6 +5,7 @@ A thousand pods as parsed JSON are some 15 MB, and most of it is managedFields a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -23,7 +24,8 @@ class Pod:
 
     ``trouble`` is what keeps it from being ready, as (reason, sentence): a reason of `plan.conditions`. A container
     that crashed and was started again counts as ready to the kubelet at once; it stays in trouble until
-    ``trouble_until``, or conditions and alerts would flap with every restart.
+    ``trouble_until``, or conditions and alerts would flap with every restart. ``held_up_since`` is since when it has
+    had a node and no container that was ever started.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Pod:
     http_port: int
     trouble: tuple[str, str] | None
     trouble_until: float | None
+    held_up_since: float | None
 
     @property
     def finished(self) -> bool:
@@ -77,6 +80,7 @@ class Pod:
             http_port=_http_port(raw),
             trouble=trouble,
             trouble_until=_proven_at(status) if is_ready and trouble is not None else None,
+            held_up_since=_held_up_since(status, conditions),
         )
 
 
@@ -210,6 +214,31 @@ def _proven_at(status: Json) -> float:
         if container.get("restartCount", 0) > 0
     ]
     return max(starts, default=0.0) + PROVEN_AFTER
+
+
+def _held_up_since(status: Json, conditions: dict[str, Json]) -> float | None:
+    containers = (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
+    waiting = [(item.get("state", {}).get("waiting") or {}).get("reason") for item in containers]
+    if not waiting or any(reason not in ("ContainerCreating", "PodInitializing") for reason in waiting):
+        return None
+    return parse_time(conditions.get("PodScheduled", {}).get("lastTransitionTime"))
+
+
+HOLDING_UP = {
+    "FailedMount": "VolumeFailed",
+    "FailedAttachVolume": "VolumeFailed",
+    "FailedMapVolume": "VolumeFailed",
+    "FailedCreatePodSandBox": "SandboxFailed",
+}
+
+
+def held_up_by(pod: str, events: Sequence[Json]) -> tuple[str, str] | None:
+    """The trouble that the latest of a pod's events tells of."""
+    telling = [event for event in events if event.get("reason") in HOLDING_UP]
+    if not telling:
+        return None
+    latest = max(telling, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+    return HOLDING_UP[latest["reason"]], f"pod {pod} cannot be started: {latest.get('message', '')}"
 
 
 def _why_failed(status: Json) -> str:

@@ -28,6 +28,8 @@ class Reason(StrEnum):
     # trouble that a user can mend
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG = "ContainerConfigError"
+    VOLUME_FAILED = "VolumeFailed"
+    SANDBOX_FAILED = "SandboxFailed"
     CRASH_LOOP = "CrashLoop"
     POD_FAILED = "PodFailed"
     UNSCHEDULABLE = "Unschedulable"

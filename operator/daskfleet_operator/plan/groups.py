@@ -20,13 +20,13 @@ def replicas_of(resource: Json) -> int:
     return max(0, int(resource["spec"]["worker"].get("replicas", 1)))
 
 
-def plan_groups(observed: Observed, cluster: Json, now: float) -> list[Action]:
-    """Make the default group, let it follow the cluster, adopt all others and the autoscalers."""
+def plan_groups(observed: Observed, cluster: Json, may_start: bool, now: float) -> list[Action]:
+    """Make the default group if it `may_start`, let it follow the cluster, adopt all others and the autoscalers."""
     actions: list[Action] = []
     default = names.default_group_name(observed.key.name)
     groups = {group["metadata"]["name"]: group for group in observed.groups}
     if default not in groups:
-        if may_attempt(observed.memory.refusals.get(f"DaskWorkerGroup/{default}"), cluster, now):
+        if may_start and may_attempt(observed.memory.refusals.get(f"DaskWorkerGroup/{default}"), cluster, now):
             actions.append(Create(WORKERGROUP, default, default_group(observed.key, cluster)))
     elif (followed := _follow(cluster, groups[default])) is not None:
         actions.append(followed)

@@ -13,7 +13,7 @@ from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import CLUSTER, JOB, POD, Json
 from daskfleet_operator.kube.objects import Pod, parse_time
 from daskfleet_operator.plan import backoff as wait
-from daskfleet_operator.plan import status, templates
+from daskfleet_operator.plan import scheduler, status, templates, trial
 from daskfleet_operator.plan.conditions import Reason, condition, merged, timestamp
 from daskfleet_operator.plan.model import Action, Backoff, Create, Delete, DeletePod, Event, Observed, StatusWrite
 
@@ -31,8 +31,12 @@ def plan_job(observed: Observed, job: Json, now: float) -> tuple[list[Action], f
         return _suspend(observed, job), None
     actions: list[Action] = []
     if observed.cluster is None:
-        actions.append(Create(CLUSTER, observed.key.name, job_cluster(observed, job)))
-        return actions, None
+        shown = trial.attempt(observed, job, trial.RUNNER, runner_pod(observed, job))
+        if trial.passed(observed, shown):
+            actions.append(Create(CLUSTER, observed.key.name, job_cluster(observed, job)))
+        elif trial.due(observed, shown, job, now):
+            actions.append(shown)
+        return actions, scheduler.retry_at(observed, job)
     if not belongs(observed.cluster, job):
         return actions, None
     pod = runner(observed, job)
@@ -196,8 +200,10 @@ def _had(old: Json, reason: Reason) -> bool:
 
 def _trouble(observed: Observed, pod: Pod | None, now: float) -> tuple[Reason, str] | None:
     refusal = observed.memory.refusals.get(f"Pod/{names.runner_name(observed.key.name)}")
-    cluster_refusal = observed.memory.refusals.get(f"DaskCluster/{observed.key.name}")
-    found = status.refusal_trouble(refusal) or status.refusal_trouble(cluster_refusal)
+    others = (trial.RUNNER, f"DaskCluster/{observed.key.name}")
+    found = status.refusal_trouble(refusal)
+    for what in others:
+        found = found or status.refusal_trouble(observed.memory.refusals.get(what))
     if found is None and pod is not None and not pod.finished:
         found = status.pods_trouble([pod], now)
     return found

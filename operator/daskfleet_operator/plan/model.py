@@ -54,6 +54,14 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldUp:
+    """When the events of a pod that does not get started were last read, and the trouble they told of."""
+
+    asked: float
+    trouble: tuple[str, str] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What is remembered of one cluster; losing it costs a retry, never correctness."""
 
@@ -66,6 +74,8 @@ class Memory:
     retiring: frozenset[str] = frozenset()  # uids of pods that a task is retiring now
     scheduler_answers: str | None = None  # uid of the scheduler pod whose /health was seen to answer
     token_ensured: float | None = None
+    approved: Mapping[str, str] = field(default_factory=dict)  # fingerprints of templates, see `plan.trial`
+    held_up: Mapping[str, HeldUp] = field(default_factory=dict)  # by a pod's uid
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +114,16 @@ class Create:
     kind: Kind
     name: str
     body: Json
+
+
+@dataclass(frozen=True, slots=True)
+class TryTemplate:
+    """Have the API server say what it thinks of a pod, without making it."""
+
+    what: str
+    fingerprint: str
+    pod: Json
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +207,13 @@ class AwaitScheduler:
 
 
 @dataclass(frozen=True, slots=True)
+class AskEvents:
+    """Read from its events what keeps a pod from being started."""
+
+    pod: Pod
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """Drop what is remembered under this refusal: it no longer holds."""
 
@@ -202,6 +229,7 @@ class SetBackoff:
 Action = (
     Replace
     | Create
+    | TryTemplate
     | EnsureToken
     | CreateWorkers
     | Patch
@@ -212,6 +240,7 @@ Action = (
     | AskTarget
     | AskIdle
     | AwaitScheduler
+    | AskEvents
     | Forget
     | SetBackoff
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import Json
-from daskfleet_operator.plan import autoscale, groups, idle, job, scheduler, status
+from daskfleet_operator.plan import autoscale, groups, held_up, idle, job, scheduler, status, trial
 from daskfleet_operator.plan.model import Action, AwaitScheduler, Backoff, Forget, Observed, Plan, StatusWrite
 from daskfleet_operator.plan.replicas import GroupState, plan_replicas, sort_pods
 
@@ -33,6 +33,9 @@ def plan(observed: Observed, now: float) -> Plan:
     cluster = observed.cluster
     if cluster is not None and not _leaving(cluster):
         actions += _plan_cluster(observed, cluster, wakes, now)
+    questions, wake_at = held_up.plan_held_up(observed, now)
+    actions += questions
+    wakes.append(wake_at)
     due = [wake for wake in wakes if wake is not None]
     return Plan(tuple(actions), min(due, default=None))
 
@@ -53,10 +56,11 @@ def statuses(observed: Observed, now: float) -> tuple[StatusWrite, ...]:
 
 def _plan_cluster(observed: Observed, cluster: Json, wakes: list[float | None], now: float) -> list[Action]:
     suspended = scheduler.suspended(cluster)
-    may_roll = suspended or not _workers_roll(observed)
-    actions = scheduler.plan_scheduler(observed, cluster, may_roll, now)
+    actions, may_start = trial.plan_trials(observed, cluster, now)
+    may_roll = may_start and (suspended or not _workers_roll(observed))
+    actions += scheduler.plan_scheduler(observed, cluster, may_start, may_roll, now)
     wakes.append(scheduler.retry_at(observed, cluster))
-    actions += groups.plan_groups(observed, cluster, now)
+    actions += groups.plan_groups(observed, cluster, may_start or observed.deployment is not None, now)
     pod = status.scheduler_pod(observed)
     if pod is not None and pod.ip and pod.phase == "Running" and observed.memory.scheduler_answers != pod.uid:
         actions.append(AwaitScheduler(pod))

@@ -38,8 +38,8 @@ ROUTES = [
 ]
 
 
-def plan_scheduler(observed: Observed, cluster: Json, may_roll: bool, now: float) -> list[Action]:
-    """Make what is missing, change what differs; an existing Deployment only when `may_roll`."""
+def plan_scheduler(observed: Observed, cluster: Json, may_start: bool, may_roll: bool, now: float) -> list[Action]:
+    """Make what is missing, change what differs; the Deployment only when it `may_start`, or `may_roll`."""
     actions: list[Action] = []
     key, uid = observed.key, cluster["metadata"]["uid"]
     name = names.scheduler_name(key.name)
@@ -52,7 +52,8 @@ def plan_scheduler(observed: Observed, cluster: Json, may_roll: bool, now: float
         (BUDGET, observed.budget, "", budget),
     ):
         if known is None:
-            if may_attempt(observed.memory.refusals.get(f"{kind.name}/{name}"), cluster, now):
+            allowed = may_start or kind is not DEPLOYMENT
+            if allowed and may_attempt(observed.memory.refusals.get(f"{kind.name}/{name}"), cluster, now):
                 actions.append(Create(kind, name, build(key, cluster)))
         elif known.owner == uid and known.template != template and (may_roll or kind is not DEPLOYMENT):
             actions.append(Replace(kind, name, build(key, cluster)))

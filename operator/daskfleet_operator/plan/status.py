@@ -188,13 +188,17 @@ def phase(observed: Observed, cluster: Json, now: float) -> str:
 def scheduler_trouble(observed: Observed, now: float) -> Trouble | None:
     """What keeps the scheduler from running."""
     name = names.scheduler_name(observed.key.name)
-    for kind in ("Deployment", "Service", "PodDisruptionBudget"):
-        if trouble := refusal_trouble(observed.memory.refusals.get(f"{kind}/{name}")):
+    for what in (
+        "Template/scheduler",
+        "Template/worker",
+        f"Deployment/{name}",
+        f"Service/{name}",
+        f"PodDisruptionBudget/{name}",
+        f"DaskWorkerGroup/{names.default_group_name(observed.key.name)}",
+        f"Secret/{names.token_secret_name(observed.key.name)}",
+    ):
+        if trouble := refusal_trouble(observed.memory.refusals.get(what)):
             return trouble
-    for other in (names.default_group_name(observed.key.name), names.token_secret_name(observed.key.name)):
-        for kind in ("DaskWorkerGroup", "Secret"):
-            if trouble := refusal_trouble(observed.memory.refusals.get(f"{kind}/{other}")):
-                return trouble
     for known, kind in ((observed.deployment, "Deployment"), (observed.service, "Service")):
         if known is not None and known.owner is None:
             message = f"a {kind} named {name!r} exists and does not belong to this DaskCluster: rename one of them"

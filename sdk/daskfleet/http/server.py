@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 MAX_REQUEST = 1 << 20
 #: Seconds that an idle connection is kept, and that a request's body may take.
 IDLE, BODY = 75.0, 30.0
+#: Shows the token where a proxy, as Kubernetes' API server is one, keeps ``Authorization`` for itself.
+TOKEN_HEADER = "X-Daskfleet-Token"
 
 #: A pattern, its handler, and perhaps arguments for the handler's ``initialize``.
 Route = tuple[str, type[web.RequestHandler]] | tuple[str, type[web.RequestHandler], dict[str, Any]]
@@ -196,7 +198,8 @@ class Handler(web.RequestHandler):
         if token is None:
             return
         scheme, _, given = self.request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+        shown = self.request.headers.get(TOKEN_HEADER) or (given if scheme.lower() == "bearer" else "")
+        if not hmac.compare_digest(shown.strip().encode(), token.encode()):
             self.set_header("WWW-Authenticate", "Bearer")
             raise Refused(401, "this changes the cluster: send its token in the header 'Authorization: Bearer …'")
 

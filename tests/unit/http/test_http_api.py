@@ -101,6 +101,13 @@ async def test_retire_needs_the_token(site, add_worker, scheduler, authorization
     assert [worker.status for worker in scheduler.state.workers.values()] == ["running"]
 
 
+@pytest.mark.parametrize(("shown", "code"), [("a-token-that-nobody-guesses", 200), ("wrong", 401), ("", 401)])
+async def test_the_token_may_come_in_a_header_that_proxies_keep(site, add_worker, shown, code):
+    await add_worker("one")
+    headers = {"Authorization": "Bearer of-the-proxys-own", "X_Daskfleet_Token": shown}
+    assert (await site.post("/api/v1/retire_workers", {"n": 0}, **headers)).code == code
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 async def test_what_another_sites_page_could_post_is_refused(site, add_worker, scheduler, kind):
     await add_worker("one")

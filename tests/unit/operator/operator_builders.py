@@ -73,6 +73,7 @@ def pod(name: str | None = None, **facts: Any) -> Pod:
         http_port=8787,
         trouble=None,
         trouble_until=None,
+        held_up_since=None,
     )
     return replace(plain, **facts)
 

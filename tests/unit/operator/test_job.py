@@ -7,7 +7,7 @@ from typing import Any
 
 from daskfleet_operator import names
 from daskfleet_operator.kube.objects import Pod
-from daskfleet_operator.plan import job, model
+from daskfleet_operator.plan import job, model, trial
 from daskfleet_operator.plan.conditions import timestamp
 from daskfleet_operator.plan.model import Memory, Observed
 from operator_builders import KEY, NOW, Json, cluster, pod
@@ -50,7 +50,10 @@ def status(j: Json, *pods: Pod, with_cluster: Json | None = None) -> Json:
 
 
 def test_first_the_cluster_then_the_runner() -> None:
-    (action,) = plan(daskjob())
+    (shown,) = plan(daskjob())
+    assert isinstance(shown, model.TryTemplate) and shown.what == trial.RUNNER
+    taken = replace(seen(daskjob()), memory=Memory(approved={trial.RUNNER: shown.fingerprint}))
+    (action,) = job.plan_job(taken, daskjob(), NOW)[0]
     assert isinstance(action, model.Create) and action.kind.name == "DaskCluster"
     assert action.body["metadata"]["ownerReferences"][0]["uid"] == "job-uid"
     (action,) = plan(daskjob(), with_cluster=own_cluster())
@@ -58,6 +61,15 @@ def test_first_the_cluster_then_the_runner() -> None:
     env = [item["name"] for item in action.body["spec"]["containers"][0]["env"]]
     assert env == [names.ADDRESS_ENV, names.TOKEN_ENV]
     assert action.body["metadata"]["labels"][names.COMPONENT_LABEL] == "job-runner"
+
+
+def test_a_runner_that_the_api_server_refuses_starts_no_cluster() -> None:
+    refused = model.Refusal("Invalid", "spec.containers[0].image: Required value", NOW, 1, 1)
+    state = replace(seen(daskjob()), memory=Memory(refusals={trial.RUNNER: refused}))
+    assert job.plan_job(state, daskjob(), NOW + 0.5) == ([], NOW + 1.0)
+    assert len(job.plan_job(state, daskjob(), NOW + 1)[0]) == 1
+    (said,) = job.job_status(state, daskjob(), NOW).status["conditions"]
+    assert (said["reason"], said["message"]) == ("Refused", refused.message)
 
 
 def test_phases_follow_the_runner() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from daskfleet_operator import names
-from daskfleet_operator.kube.objects import PROVEN_AFTER, Deployment, Pod, Service, parse_time
+from daskfleet_operator.kube.objects import PROVEN_AFTER, Deployment, Pod, Service, held_up_by, parse_time
 from operator_builders import Json
 
 UNSCHEDULABLE = {
@@ -98,6 +98,23 @@ def test_trouble_is_one_reason_and_one_sentence(status: Json, reason: str, words
 def test_a_pod_that_just_starts_has_no_trouble() -> None:
     creating = WAITING | {"state": {"waiting": {"reason": "ContainerCreating"}}}
     assert pod(phase="Pending", containerStatuses=[creating]).trouble is None
+
+
+def test_a_pod_that_is_held_up_says_since_when_and_its_events_by_what() -> None:
+    creating = WAITING | {"state": {"waiting": {"reason": "ContainerCreating"}}}
+    placed = {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    since = parse_time("2026-01-01T00:00:00Z")
+    assert pod(phase="Pending", conditions=[placed], containerStatuses=[creating]).held_up_since == since
+    assert pod(phase="Pending", conditions=[placed], containerStatuses=[WAITING]).held_up_since is None
+    assert pod(phase="Pending", conditions=[placed]).held_up_since is None  # the kubelet has not taken it up
+    events = [
+        {"reason": "FailedMount", "message": 'configmap "old" not found', "lastTimestamp": "2026-01-01T00:00:01Z"},
+        {"reason": "FailedMount", "message": 'configmap "new" not found', "lastTimestamp": "2026-01-01T00:00:02Z"},
+        {"reason": "DNSConfigForming", "message": "too many", "lastTimestamp": "2026-01-01T00:00:03Z"},
+    ]
+    expected = ("VolumeFailed", 'pod w cannot be started: configmap "new" not found')
+    assert held_up_by("w", events) == expected
+    assert held_up_by("w", events[2:]) is None
 
 
 def test_ready_since() -> None:

@@ -136,12 +136,13 @@ def test_the_service_gets_its_selector_with_the_schedulers_first_address_and_kee
 
 
 def test_nothing_to_do_for_a_cluster_at_rest() -> None:
-    assert scheduler.plan_scheduler(observed(), cluster(), True, NOW) == []
+    assert scheduler.plan_scheduler(observed(), cluster(), True, True, NOW) == []
 
 
 def test_everything_is_made_at_once_for_a_new_cluster() -> None:
     fresh = observed(deployment=None, service=None, budget=None, groups=(), memory=model.Memory())
-    actions = scheduler.plan_scheduler(fresh, cluster(), True, NOW) + groups.plan_groups(fresh, cluster(), NOW)
+    actions = scheduler.plan_scheduler(fresh, cluster(), True, True, NOW)
+    actions += groups.plan_groups(fresh, cluster(), True, NOW)
     made = [(type(action).__name__, getattr(action, "kind", None) and action.kind.name) for action in actions]
     assert made == [
         ("EnsureToken", None),
@@ -156,25 +157,25 @@ def test_an_edited_scheduler_waits_for_the_workers() -> None:
     edited = cluster()
     edited["spec"]["scheduler"]["spec"]["containers"][0]["image"] = "new"
     state = observed()
-    assert scheduler.plan_scheduler(state, edited, False, NOW) == []
-    (action,) = scheduler.plan_scheduler(state, edited, True, NOW)
+    assert scheduler.plan_scheduler(state, edited, True, False, NOW) == []
+    (action,) = scheduler.plan_scheduler(state, edited, True, True, NOW)
     assert isinstance(action, model.Replace) and action.kind.name == "Deployment"
 
 
 def test_an_object_that_is_not_ours_is_never_touched() -> None:
     foreign = Deployment("c-scheduler", 1, None, "", None)
-    assert scheduler.plan_scheduler(observed(deployment=foreign), cluster(), True, NOW) == []
+    assert scheduler.plan_scheduler(observed(deployment=foreign), cluster(), True, True, NOW) == []
 
 
 def test_a_refused_object_is_tried_again_later_and_at_once_after_an_edit() -> None:
     refusal = model.Refusal("Invalid", "no", NOW, 3, 1)
     memory = model.Memory(token_ensured=NOW, refusals={"Service/c-scheduler": refusal})
     state = observed(service=None, memory=memory)
-    assert scheduler.plan_scheduler(state, cluster(), True, NOW + 1) == []
-    assert len(scheduler.plan_scheduler(state, cluster(), True, NOW + 5)) == 1
+    assert scheduler.plan_scheduler(state, cluster(), True, True, NOW + 1) == []
+    assert len(scheduler.plan_scheduler(state, cluster(), True, True, NOW + 5)) == 1
     edited = cluster()
     edited["metadata"]["generation"] = 2
-    assert len(scheduler.plan_scheduler(state, edited, True, NOW + 1)) == 1
+    assert len(scheduler.plan_scheduler(state, edited, True, True, NOW + 1)) == 1
 
 
 def test_a_pod_that_misses_the_token_has_it_made_again() -> None:
@@ -189,7 +190,7 @@ def test_a_pod_that_misses_the_token_has_it_made_again() -> None:
 
 
 def followed(source: Json, default: Json) -> list[Json]:
-    actions = groups.plan_groups(observed(source, groups=(default,)), source, NOW)
+    actions = groups.plan_groups(observed(source, groups=(default,)), source, True, NOW)
     assert all(isinstance(action, model.Patch) for action in actions)
     return [change for action in actions if isinstance(action, model.Patch) for change in action.body]
 
@@ -219,7 +220,7 @@ def test_the_clusters_template_reaches_the_group() -> None:
 def test_groups_of_users_are_adopted() -> None:
     mine = group(1, name="big")
     mine["metadata"] = {"name": "big", "namespace": "lab", "uid": "big-uid"}
-    (action,) = groups.plan_groups(observed(groups=(group(), mine)), cluster(), NOW)
+    (action,) = groups.plan_groups(observed(groups=(group(), mine)), cluster(), True, NOW)
     assert isinstance(action, model.Patch) and isinstance(action.body, dict)
     assert action.body["metadata"]["labels"][names.CLUSTER_LABEL] == "c"
     assert action.body["metadata"]["ownerReferences"][0]["uid"] == "cluster-uid"
