@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from daskfleet.deploy.jobqueue import (
@@ -18,7 +21,7 @@ from daskfleet.deploy.jobqueue import (
 )
 from daskfleet.deploy.jobqueue.others import Condor, Lsf, Oar
 from daskfleet.deploy.jobqueue.pbs import Moab, Pbs
-from daskfleet.deploy.jobqueue.script import in_units, lifetime, seconds, split
+from daskfleet.deploy.jobqueue.script import Resources, in_units, lifetime, seconds, split
 from daskfleet.deploy.jobqueue.sge import Sge
 from daskfleet.deploy.jobqueue.slurm import Slurm
 from daskfleet.deploy.jobqueue.system import JobStatus, State
@@ -40,12 +43,12 @@ def script(cls: type[JobQueueCluster], **options: object) -> str:
     [
         (SLURMCluster, ["#SBATCH -J dask-worker", "#SBATCH -p gpu", "#SBATCH -A me", "#SBATCH -n 1",
                         "#SBATCH --cpus-per-task=8", "#SBATCH --mem=22889M", "#SBATCH -t 02:00:00"]),
-        (PBSCluster, ["#PBS -N dask-worker", "#PBS -q gpu", "#PBS -A me", "#PBS -l select=1:ncpus=8:mem=24000MB",
+        (PBSCluster, ["#PBS -N dask-worker", "#PBS -q gpu", "#PBS -A me", "#PBS -l select=1:ncpus=8:mem=22889MB",
                       "#PBS -l walltime=02:00:00"]),
         (MoabCluster, ["#PBS -N dask-worker", "#PBS -q gpu", "#PBS -A me", "#PBS -l walltime=02:00:00"]),
         (SGECluster, ["#$ -N dask-worker", "#$ -q gpu", "#$ -P me", "#$ -l h_rt=02:00:00", "#$ -cwd", "#$ -j y"]),
         (LSFCluster, ["#BSUB -J dask-worker", "#BSUB -q gpu", "#BSUB -P me", "#BSUB -n 8",
-                      '#BSUB -R "span[hosts=1]"', "#BSUB -M 24000", "#BSUB -W 02:00"]),
+                      '#BSUB -R "span[hosts=1]"', "#BSUB -M 24000000", "#BSUB -W 02:00"]),
         (OARCluster, ["#OAR -n dask-worker", "#OAR -q gpu", "#OAR --project me",
                       "#OAR -l /nodes=1/core=8,walltime=02:00:00"]),
         (HTCondorCluster, ["Request_Cpus = 8", "Request_Memory = 22889", "Accounting_Group = me", "Queue"]),
@@ -86,6 +89,119 @@ def test_everything_of_the_users_is_in_the_script() -> None:
     assert "--lifetime" not in text, "there is no walltime"
     assert lines[start + 2] == "echo over"
     assert not subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode
+
+
+#: What dask-jobqueue 0.9.0 writes for the same arguments, without where logs go: there the two differ.
+SAME = {"cores": 8, "memory": "24 GB", "processes": 2, "queue": "gpu", "walltime": "02:00:00",
+        "job_extra_directives": ["-x y"], "job_script_prologue": ["module load python"]}  # fmt: skip
+UPSTREAM = [
+    (SLURMCluster, {"account": "me", "job_cpu": 4, "job_mem": "30G"}, "#SBATCH",
+     ["-J dask-worker", "-p gpu", "-A me", "-n 1", "--cpus-per-task=4", "--mem=30G", "-t 02:00:00", "-x y"]),
+    (PBSCluster, {"account": "me", "resource_spec": "select=1:ncpus=8:mem=23GB"}, "#PBS",
+     ["-N dask-worker", "-q gpu", "-A me", "-l select=1:ncpus=8:mem=23GB", "-l walltime=02:00:00", "-x y"]),
+    (MoabCluster, {"account": "me", "resource_spec": "nodes=1:ppn=8"}, "#PBS",
+     ["-N dask-worker", "-q gpu", "-A me", "-l nodes=1:ppn=8", "-l walltime=02:00:00", "-x y"]),
+    (SGECluster, {"project": "me", "resource_spec": "h_vmem=24G"}, "#$",
+     ["-N dask-worker", "-q gpu", "-P me", "-l h_vmem=24G", "-l h_rt=02:00:00", "-cwd", "-j y", "-x y"]),
+    (LSFCluster, {"project": "me", "walltime": "02:00", "lsf_units": "MB"}, "#BSUB",
+     ["-J dask-worker", "-q gpu", "-P me", "-n 8", '-R "span[hosts=1]"', "-M 24000", "-W 02:00", "-x y"]),
+    (OARCluster, {"project": "me", "memory_per_core_property_name": "memcore",
+                  "job_extra_directives": ["-t besteffort", "-p gpu=1"]}, "#OAR",
+     ["-n dask-worker", "-q gpu", "--project me", "-l /nodes=1/core=8,walltime=02:00:00", "-t besteffort",
+      "-p 'gpu=1 AND memcore>=2862'"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cls", "options", "marker", "expected"), UPSTREAM)
+def test_the_directives_are_those_of_dask_jobqueue(
+    cls: type[JobQueueCluster], options: dict[str, object], marker: str, expected: list[str]
+) -> None:
+    lines = script(cls, **{**SAME, **options}).splitlines()
+    ours = [line.removeprefix(marker).strip() for line in lines if line.startswith(marker)]
+    logs = ("-o", "-e", "-O", "-E", "-j oe") + (("-j y",) if marker == "#PBS" else ())
+    assert sorted(line for line in ours if not line.startswith(logs)) == sorted(expected)
+    assert "module load python" in lines
+
+
+def test_condor_s_submit_description_asks_for_the_same_as_dask_jobqueue_s() -> None:
+    text = script(HTCondorCluster, disk="2 GB", job_extra_directives={"Rank": "Memory"}, job_name="sums")
+    said = dict(line.split(" = ", 1) for line in text.splitlines() if " = " in line)
+    assert said["Request_Cpus"] == "8" and said["batch_name"] == "sums" and said["Rank"] == "Memory"
+    assert said["Request_Memory"] == "22889", "its floor(24e9 / 1048576), rounded up"
+    assert said["Request_Disk"] == "1953125", "its floor(2e9 / 1024)"
+    assert said["Stream_Output"] == "True" and text.rstrip().endswith("Queue")
+
+
+def test_memory_in_the_units_of_the_site_s_lsf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSF_ENVDIR", str(tmp_path))
+    assert "#BSUB -M 24000000\n" in script(LSFCluster), "kilobytes, if nothing is said"
+    (tmp_path / "lsf.conf").write_text("LSF_X=1\nLSF_UNIT_FOR_LIMITS=GB\n")
+    assert "#BSUB -M 24\n" in script(LSFCluster)
+    assert "#BSUB -M 24000\n" in script(LSFCluster, lsf_units="mb")
+    assert "#BSUB -M 30000\n" in script(LSFCluster, lsf_units="mb", mem=30 * 10**9)
+    with pytest.raises(ValueError, match="SLURMCluster: unknown parameters lsf_units"):
+        script(SLURMCluster, lsf_units="mb")
+
+
+def test_a_configuration_file_of_dask_jobqueue_s() -> None:
+    import dask
+
+    upstream = {"worker-command": "distributed.cli.dask_worker", "job-extra": None, "job-extra-directives": [],
+                "env-extra": ["module load a"], "ncpus": 4, "mem": 10**9, "queue": "long", "project": "p",
+                "shebang": "#!/bin/zsh", "lsf-units": "MB"}  # fmt: skip
+    with dask.config.set({"jobqueue.lsf": upstream}):
+        lines = set(script(LSFCluster).splitlines())
+    assert {"#BSUB -n 4", "#BSUB -M 1000", "#BSUB -q long", "#BSUB -P p", "module load a", "#!/bin/zsh"} <= lines
+    assert any(" -m daskfleet.cli.worker " in line for line in lines)
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Put commands before all others: name and what it does, in sh; its calls are in the file that comes back."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def put(name: str, text: str) -> Path:
+        path, calls = tmp_path / name, tmp_path / f"{name}.calls"
+        path.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n{text}\n')
+        path.chmod(0o755)
+        return calls
+
+    return put
+
+
+def test_a_queue_that_takes_no_arrays_gets_single_jobs(commands, tmp_path: Path) -> None:
+    """Torque, say, whose qsub knows no -J: it refuses the script of the array, and no other."""
+    calls = commands("qsub", 'grep -q "#PBS -J" "$1" && { echo "qsub: illegal -J value" >&2; exit 1; }; echo $$.torque')
+    commands("qstat", "true")
+    deleted = commands("qdel", "true")
+    with PBSCluster(n_workers=4, shared_temp_directory=str(tmp_path / "shared"), **SIZE, processes=1) as cluster:
+        ids = {job.job_id for job in cluster.workers.values()}
+        assert len(ids) == 4 and all(id.isdecimal() for id in ids)
+    names = [line.rpartition("/")[2] for line in calls.read_text().splitlines()]
+    assert sorted(names) == [f"{cluster.name}-0-array.job", *(f"{cluster.name}-{i}.job" for i in range(4))]
+    assert set(deleted.read_text().split()) == ids
+
+
+def test_what_refuses_the_jobs_themselves_is_not_taken_for_a_refusal_of_arrays(commands, tmp_path: Path) -> None:
+    calls = commands("qsub", 'echo "qsub: Unknown queue" >&2; exit 1')
+    with pytest.raises(DaskfleetError, match="Unknown queue"):
+        PBSCluster(n_workers=4, shared_temp_directory=str(tmp_path / "shared"), **SIZE, processes=1)
+    assert len(calls.read_text().splitlines()) == 2, "the array, and one of its jobs"
+
+
+def test_more_arguments_of_condor_s_commands_and_lsf_without_stdin(commands, tmp_path: Path) -> None:
+    shared = {"shared_temp_directory": str(tmp_path / "shared"), **SIZE, "processes": 1}
+    submitted, removed = commands("condor_submit", 'echo "7.0 - 7.0"'), commands("condor_rm", "true")
+    commands("condor_q", "echo []")
+    extra = {"submit_command_extra": ["-remote", "big"], "cancel_command_extra": ["-name", "big"]}
+    with HTCondorCluster(n_workers=1, **extra, **shared):
+        pass
+    assert submitted.read_text().startswith("-terse -remote big /") and removed.read_text() == "-name big 7\n"
+    submitted = commands("bsub", "echo 'Job <9> is submitted'")
+    commands("bkill", "true"), commands("bjobs", "true")
+    with LSFCluster(n_workers=1, use_stdin=False, **shared) as cluster:
+        pass
+    assert submitted.read_text().endswith(f"{cluster.name}-0.job\n")
 
 
 def test_old_names_of_parameters() -> None:
@@ -149,6 +265,15 @@ def test_slurm_answers() -> None:
 def test_pbs_answers() -> None:
     pbs = Pbs()
     assert pbs.job_id("42.server.site\n") == "42"
+    assert pbs.job_id("42[].server\n") == "42" and pbs.task_id("42", 3) == "42[3]"
+    assert pbs.query("me", ["1", "42[0]", "42[3]"]) == ["qstat", "-t", "-f", "42[]", "1"]
+    assert pbs.query("me", ["1", "2"]) == ["qstat", "-f", "1", "2"]
+    assert "#PBS -J 0-3" in pbs.header(Resources("x", 1, 10**9, None, None, None, "/logs"), "0-3")
+    tasks = pbs.statuses(
+        "Job Id: 42[].server\n    job_state = B\n\nJob Id: 42[0].server\n    job_state = R\n\n"
+        "Job Id: 42[1].server\n    job_state = X\n    Exit_status = 0\n"
+    )
+    assert tasks["42[0]"].state is State.running and tasks["42[1]"] == JobStatus(State.done, "X", "exit status 0")
     listed = pbs.statuses(
         "Job Id: 42.server\n    Job_Name = x\n    job_state = Q\n    comment = Not Running: no nodes\n\n"
         "Job Id: 43.server\n    job_state = R\n\nJob Id: 44.server\n    job_state = F\n    Exit_status = 271\n"

@@ -47,6 +47,22 @@ def test_jobs_come_and_go(bed, options, eventually) -> None:
         cluster.wait_for_workers(3, timeout=60)
 
 
+def test_many_are_one_array_job(bed, options, eventually) -> None:
+    with PBSCluster(**options) as cluster, Client(cluster) as client:
+        cluster.scale(4)
+        cluster.wait_for_workers(4, timeout=60)
+        ids = sorted(job.job_id for job in cluster.workers.values())
+        number = ids[0].partition("[")[0]
+        assert ids == [f"{number}[{i}]" for i in range(4)], "one submission"
+        assert cluster.observed == {f"{cluster.name}-{i}" for i in range(4)}
+        assert set(client.run(lambda: int(os.environ["PBS_ARRAY_INDEX"])).values()) == {0, 1, 2, 3}
+        eventually(lambda: {status.state for status in cluster.jobs().values()} == {State.running})
+        logs = cluster.get_logs()
+        assert all(f"as {name} " in logs[name] for name in cluster.observed), "each has its own"
+        cluster.scale(2)
+        eventually(lambda: len(cluster.scheduler_info["workers"]) == 2 and len(cluster.jobs()) == 2)
+
+
 def test_a_job_that_dies_is_shown_with_its_log(bed, options) -> None:
     died = {**options, "job_script_prologue": ["echo the license server is down", "exit 7"]}
     with PBSCluster(**died) as cluster:

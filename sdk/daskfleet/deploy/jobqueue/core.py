@@ -19,66 +19,19 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
-import dask
-
 from daskfleet import scheduler_file
 from daskfleet.deploy import registry
 from daskfleet.deploy.jobqueue import script as scripts
 from daskfleet.deploy.jobqueue.job import Job, SchedulerJob
 from daskfleet.deploy.jobqueue.queue import Queue
 from daskfleet.deploy.jobqueue.script import Resources
+from daskfleet.deploy.jobqueue.settings import configured
 from daskfleet.deploy.jobqueue.system import JobStatus, System
 from daskfleet.deploy.spec import SpecCluster
 from daskfleet.scheduler.server import Scheduler
 from daskfleet.security import Security
 
 logger = logging.getLogger(__name__)
-
-#: dask-jobqueue's, which ``jobqueue.<system>.…`` in dask's configuration replaces.
-DEFAULTS: dict[str, Any] = {
-    "name": "dask-worker",
-    "cores": None,
-    "memory": None,
-    "processes": None,
-    "nanny": True,
-    "python": None,
-    "interface": None,
-    "death-timeout": 60,
-    "local-directory": None,
-    "shared-temp-directory": None,
-    "worker-command": "daskfleet.cli.worker",
-    "worker-extra-args": [],
-    "extra": [],
-    "shebang": "#!/usr/bin/env bash",
-    "queue": None,
-    "account": None,
-    "project": None,
-    "walltime": None,
-    "env-extra": [],
-    "job-script-prologue": [],
-    "job-script-epilogue": [],
-    "resource-spec": None,
-    "job-cpu": None,
-    "job-mem": None,
-    "job-extra": [],
-    "job-extra-directives": [],
-    "job-directives-skip": [],
-    "job-arrays": True,
-    "log-directory": None,
-    "scheduler-options": {},
-    "scheduler-in-job": False,
-    "scheduler-start-timeout": 600,
-}
-#: Old names of parameters, which dask-jobqueue takes still.
-RENAMED = {
-    "env_extra": "job_script_prologue",
-    "job_extra": "job_extra_directives",
-    "header_skip": "job_directives_skip",
-    "extra": "worker_extra_args",
-    "ncpus": "job_cpu",
-    "mem": "job_mem",
-    "disk": None,
-}
 
 
 class JobQueueCluster(SpecCluster):
@@ -177,29 +130,8 @@ class JobQueueCluster(SpecCluster):
         )  # fmt: skip
 
     def _configured(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Parameters by their names with underscores: what was given, else the configuration's, else the default."""
-        for old, new in RENAMED.items():
-            if given.get(old) is not None:
-                value = given.pop(old)
-                if new is None:
-                    raise ValueError(f"{type(self).__name__}: {old} is not supported; use job_extra_directives")
-                given[new] = value
-        if "job_name" in given:
-            given["name"] = given.pop("job_name")
-        settings = {}
-        for key, default in DEFAULTS.items():
-            parameter = key.replace("-", "_")
-            value = given.pop(parameter, None)
-            if value is None:
-                value = dask.config.get(f"jobqueue.{self.config_name}.{key}", None)
-            settings[parameter] = default if value is None else value
-        for old, new in (("env_extra", "job_script_prologue"), ("job_extra", "job_extra_directives")):
-            settings[new] = settings[new] or settings[old]
-        settings["worker_extra_args"] = settings["worker_extra_args"] or settings["extra"]
-        settings["account"] = settings["account"] or settings["project"]
-        if unknown := [key for key, value in given.items() if value is not None]:
-            raise ValueError(f"{type(self).__name__}: unknown parameters {', '.join(sorted(unknown))}")
-        return settings
+        """Parameters by their names with underscores (`daskfleet.deploy.jobqueue.settings`)."""
+        return configured(type(self).__name__, self.config_name, self.system, given)
 
     def _options(self) -> dict[str, Any]:
         return self._given
@@ -223,12 +155,19 @@ class JobQueueCluster(SpecCluster):
         return self.folder / "scheduler.json"
 
     def _resources(self, **other: Any) -> Resources:
+        from dask.utils import parse_bytes
+
         setting = self._settings.__getitem__
+        extra = setting("job_extra_directives")
+        if isinstance(extra, dict):  # as HTCondor's users write them
+            extra = [f"{name} = {value}" for name, value in extra.items()]
         known = {
             "job_name": setting("name"), "cores": self.cores, "memory": self.memory, "walltime": setting("walltime"),
             "queue": setting("queue"), "account": setting("account"), "log_directory": str(self.log_directory),
             "resource_spec": setting("resource_spec"), "job_cpu": setting("job_cpu"), "job_mem": setting("job_mem"),
-            "extra": tuple(setting("job_extra_directives")), "skip": tuple(setting("job_directives_skip")),
+            "disk": parse_bytes(setting("disk")) if setting("disk") else None,
+            "memory_property": setting("memory_per_core_property_name"), "extra": tuple(extra),
+            "skip": tuple(setting("job_directives_skip")),
         }  # fmt: skip
         return Resources(**{**known, **other})
 
@@ -268,8 +207,12 @@ class JobQueueCluster(SpecCluster):
 
     async def _start(self) -> None:
         self._make_folder()
-        arrays = bool(self._settings["job_arrays"])
-        self._queue = Queue(self.system, self._script, self.folder, self.log_directory, arrays)
+        setting = self._settings.__getitem__
+        self._queue = Queue(
+            self.system, self._script, self.folder, self.log_directory,
+            arrays=bool(setting("job_arrays")), by_stdin=self.system.by_stdin and setting("use_stdin"),
+            submit_extra=setting("submit_command_extra"), cancel_extra=setting("cancel_command_extra"),
+        )  # fmt: skip
         group = [f"-{i}" for i in range(self.processes)] if self.processes > 1 else []
         self.new_spec = {"cls": Job} | ({"group": group} if group else {})
         if self._settings["scheduler_in_job"]:

@@ -107,7 +107,8 @@ class Job(ProcessInterface):
     def _log_files(self) -> list[Path]:
         id = self.job_id.replace("[", "[[]")
         folders = {self._queue.log_directory, self._queue.folder}  # some PBS go by where the job was submitted
-        patterns = (f"*-{id}.out", f"{id}.out", f"*.[oe]{id}", f"{id}*.O[UE]")
+        task = id.replace("[[]", ".").replace("]", "")  # of an array job, as PBS writes it behind the job's name
+        patterns = (f"*-{id}.out", f"{id}.out", f"*.[oe]{task}", f"{id}*.O[UE]")
         return sorted({path for pattern in patterns for folder in folders for path in folder.glob(pattern)})
 
     def _tail(self) -> str:

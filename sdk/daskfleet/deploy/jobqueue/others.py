@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from daskfleet.deploy.jobqueue.core import JobQueueCluster
 from daskfleet.deploy.jobqueue.script import Resources, directives, in_units, seconds
@@ -18,6 +23,7 @@ class Lsf(System):
     submit = ("bsub",)
     cancel = ("bkill",)
     by_stdin = True
+    parameters = ("lsf_units", "use_stdin")
 
     def header(self, resources: Resources, array: str = "") -> list[str]:
         cores = resources.job_cpu or resources.cores
@@ -25,7 +31,8 @@ class Lsf(System):
         lines += [f"-q {resources.queue}"] if resources.queue else []
         lines += [f"-P {resources.account}"] if resources.account else []
         lines += [f"-n {cores}"] + (['-R "span[hosts=1]"'] if cores > 1 else [])
-        lines += [f"-M {resources.job_mem or in_units(resources.memory, 'MB')}"]
+        given = str(resources.job_mem or resources.memory)
+        lines += [f"-M {in_units(int(given), resources.memory_unit) if given.isdecimal() else given}"]
         lines += [f"-W {_hours_and_minutes(resources.walltime)}"] if resources.walltime else []
         return directives("#BSUB", lines, resources)
 
@@ -50,6 +57,16 @@ class Lsf(System):
         return found
 
 
+def lsf_unit() -> str:
+    """In which unit this site's LSF takes limits: as its lsf.conf says, else kilobytes, which is LSF's own default."""
+    folder = os.environ.get("LSF_ENVDIR") or os.environ.get("LSF_CONFDIR") or "/etc"
+    with contextlib.suppress(OSError):
+        said = re.findall(r"^\s*LSF_UNIT_FOR_LIMITS\s*=\s*(\w+)", Path(folder, "lsf.conf").read_text(), re.MULTILINE)
+        if said:
+            return str(said[-1])
+    return "KB"
+
+
 def _hours_and_minutes(walltime: str | None) -> str:
     """LSF knows no seconds."""
     minutes = int(-(-(seconds(walltime) or 0) // 60))
@@ -62,17 +79,21 @@ class Condor(System):
     submit = ("condor_submit", "-terse")
     cancel = ("condor_rm",)
     walltime_unit = 1
+    parameters = ("disk", "submit_command_extra", "cancel_command_extra")
 
     def header(self, resources: Resources, array: str = "") -> list[str]:
         lines = [
             "Universe = vanilla",
-            f"JobBatchName = {resources.job_name}",
+            f"batch_name = {resources.job_name}",
             f"Request_Cpus = {resources.job_cpu or resources.cores}",
             f"Request_Memory = {resources.job_mem or in_units(resources.memory, 'MiB')}",
             f"Output = {resources.log_directory}/$(ClusterId).out",
             f"Error = {resources.log_directory}/$(ClusterId).out",
             f"Log = {resources.log_directory}/$(ClusterId).log",
+            "Stream_Output = True",
+            "Stream_Error = True",
         ]
+        lines += [f"Request_Disk = {in_units(resources.disk, 'KiB')}"] if resources.disk else []
         lines += [f"Accounting_Group = {resources.account}"] if resources.account else []
         limit = seconds(resources.walltime, unit=1)
         lines += [f"Periodic_Remove = (time() - JobCurrentStartDate) > {limit:.0f}"] if limit else []
@@ -130,6 +151,7 @@ class Oar(System):
     title = "OAR"
     submit = ("oarsub", "-S")
     cancel = ("oardel",)
+    parameters = ("memory_per_core_property_name",)
 
     def header(self, resources: Resources, array: str = "") -> list[str]:
         spec = resources.resource_spec or f"/nodes=1/core={resources.cores}"
@@ -138,7 +160,15 @@ class Oar(System):
         lines += [f"-E {resources.log_directory}/%jobid%.out"]
         lines += [f"-q {resources.queue}"] if resources.queue else []
         lines += [f"--project {resources.account}"] if resources.account else []
-        return directives("#OAR", [*lines, f"-l {spec}"], resources)
+        lines += [f"-l {spec}"]
+        name = resources.memory_property
+        if name and name != "not_applicable":
+            # OAR takes one -p, so the user's own goes into it.
+            own = [line.removeprefix("-p").strip().strip("'\"") for line in resources.extra if line.startswith("-p")]
+            resources = replace(resources, extra=[line for line in resources.extra if not line.startswith("-p")])
+            megabytes = -(-resources.memory // (resources.cores << 20))
+            lines.append(f"-p '{' AND '.join([*own[-1:], f'{name}>={megabytes}'])}'")
+        return directives("#OAR", lines, resources)
 
     def job_id(self, output: str) -> str:
         match = re.search(r"OAR_JOB_ID=(\d+)", output)
@@ -163,18 +193,50 @@ class Oar(System):
 
 
 class LSFCluster(JobQueueCluster):
-    """Workers as jobs of LSF; ``project`` says who pays. The parameters are those of `JobQueueCluster`."""
+    """Workers as jobs of LSF. The parameters are those of `JobQueueCluster`, and
+
+    Parameters
+    ----------
+    project
+        Who pays (``-P``).
+    lsf_units
+        In which unit this site's LSF takes limits, such as ``"mb"``; by default what its ``lsf.conf`` says.
+    use_stdin
+        False for sites whose ``bsub`` wants the script as its argument instead of on its standard input.
+    """
 
     system = Lsf()
 
+    def _resources(self, **other: Any) -> Resources:
+        unit = str(self._settings["lsf_units"] or lsf_unit())
+        return super()._resources(memory_unit=f"{unit[0].upper()}B", **other)
+
 
 class HTCondorCluster(JobQueueCluster):
-    """Workers as jobs of HTCondor. The parameters are those of `JobQueueCluster`."""
+    """Workers as jobs of HTCondor. The parameters are those of `JobQueueCluster`, and
+
+    Parameters
+    ----------
+    disk
+        What a job asks for in all: bytes, or a text such as ``"1 GB"``.
+    job_extra_directives
+        Here a dict, or lines such as ``"Rank = Memory"``.
+    submit_command_extra, cancel_command_extra
+        More arguments of ``condor_submit`` and ``condor_rm``.
+    """
 
     system = Condor()
 
 
 class OARCluster(JobQueueCluster):
-    """Workers as jobs of OAR; ``project`` says who pays. The parameters are those of `JobQueueCluster`."""
+    """Workers as jobs of OAR. The parameters are those of `JobQueueCluster`, and
+
+    Parameters
+    ----------
+    project
+        Who pays (``--project``).
+    memory_per_core_property_name
+        What this site's OAR calls the memory of a core in megabytes, such as ``"memcore"``, to ask for `memory`.
+    """
 
     system = Oar()

@@ -1,9 +1,15 @@
-"""PBS: OpenPBS, PBS Pro, Torque, and Moab on top of them."""
+"""PBS: OpenPBS, PBS Pro, Torque, and Moab on top of them.
+
+Array jobs are those of OpenPBS and PBS Pro (``-J``), whose tasks are called ``12[3]``. Torque says ``-t`` and refuses
+the other: then each job is submitted by itself (`daskfleet.deploy.jobqueue.queue`).
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from daskfleet.deploy.jobqueue.core import JobQueueCluster
 from daskfleet.deploy.jobqueue.script import Resources, directives, in_units
@@ -19,17 +25,19 @@ class Pbs(System):
     title = "PBS"
     submit = ("qsub",)
     cancel = ("qdel",)
+    array_variable = "PBS_ARRAY_INDEX"
     walltime_unit = 1
 
     def header(self, resources: Resources, array: str = "") -> list[str]:
         spec = resources.resource_spec
         if spec is None:
-            spec = f"select=1:ncpus={resources.cores}:mem={in_units(resources.memory, 'MB')}MB"
+            spec = f"select=1:ncpus={resources.cores}:mem={in_units(resources.memory, 'MiB')}MB"  # which PBS calls so
         lines = [f"-N {resources.job_name}"]
         lines += [f"-q {resources.queue}"] if resources.queue else []
         lines += [f"-A {resources.account}"] if resources.account else []
         lines += [f"-l {spec}"] if spec else []
         lines += [f"-l walltime={resources.walltime}"] if resources.walltime else []
+        lines += [f"-J {array}"] if array else []
         lines += ["-j oe", f"-o {resources.log_directory}/"]
         return directives("#PBS", lines, resources)
 
@@ -39,8 +47,12 @@ class Pbs(System):
             raise ValueError(f"no job id in {output.strip()!r}")
         return match.group(1)
 
+    def task_id(self, job_id: str, number: int) -> str:
+        return f"{job_id}[{number}]"
+
     def query(self, user: str, ids: Sequence[str]) -> list[str]:
-        return ["qstat", "-f", *ids]
+        arrays = dict.fromkeys(f"{id.partition('[')[0]}[]" for id in ids if "[" in id)
+        return ["qstat", *(["-t"] if arrays else []), "-f", *arrays, *(id for id in ids if "[" not in id)]
 
     def forgotten(self, error: str) -> bool:
         return bool(re.search("unknown job|invalid job id|does not exist", error, re.IGNORECASE))
@@ -48,10 +60,8 @@ class Pbs(System):
     def statuses(self, output: str) -> dict[str, JobStatus]:
         found = {}
         for block in re.split(r"^Job Id:\s*", output, flags=re.MULTILINE)[1:]:
-            id = re.match(r"\d+", block)
-            facts = dict(
-                re.findall(r"^\s*(job_state|comment|exit_status|Exit_status)\s*=\s*(.*?)\s*$", block, re.MULTILINE)
-            )
+            id = re.match(r"\d+(\[\d*\])?", block)
+            facts = dict(_FACTS.findall(block))
             said = facts.get("job_state", "")
             if id is None or not said:
                 continue
@@ -75,6 +85,7 @@ class Moab(Pbs):
     title = "Moab"
     submit = ("msub",)
     cancel = ("canceljob",)
+    array_variable = ""
 
     def job_id(self, output: str) -> str:
         lines = output.split()
@@ -114,7 +125,7 @@ class PBSCluster(JobQueueCluster):
     Parameters
     ----------
     queue, account
-        Where it runs and who pays (``-q``, ``-A``).
+        Where it runs and who pays (``-q``, ``-A``; the environment's ``PBS_ACCOUNT`` by default).
     walltime
         Limit of each job; workers retire shortly before it.
     resource_spec
@@ -125,8 +136,13 @@ class PBSCluster(JobQueueCluster):
 
     system = Pbs()
 
+    def _configured(self, given: dict[str, Any]) -> dict[str, Any]:
+        settings = super()._configured(given)
+        settings["account"] = settings["account"] or os.environ.get("PBS_ACCOUNT")
+        return settings
 
-class MoabCluster(JobQueueCluster):
+
+class MoabCluster(PBSCluster):
     """Workers as jobs of Moab; the parameters are those of `PBSCluster`."""
 
     system = Moab()

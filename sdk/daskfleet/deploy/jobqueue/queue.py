@@ -75,10 +75,23 @@ class Queue:
         Where jobs write their output.
     arrays
         Whether to make array jobs where the system has them.
+    by_stdin
+        Whether scripts go to the standard input of the command that submits them.
+    submit_extra, cancel_extra
+        More arguments of the commands that submit and cancel.
     """
 
     def __init__(
-        self, system: System, script: Callable[[str, str], str], folder: Path, log_directory: Path, arrays: bool
+        self,
+        system: System,
+        script: Callable[[str, str], str],
+        folder: Path,
+        log_directory: Path,
+        *,
+        arrays: bool = True,
+        by_stdin: bool = False,
+        submit_extra: Sequence[str] = (),
+        cancel_extra: Sequence[str] = (),
     ) -> None:
         self.system = system
         self.folder = folder
@@ -86,6 +99,9 @@ class Queue:
         self.jobs: dict[str, Job] = {}
         self._script = script
         self._arrays = arrays and bool(system.array_variable)
+        self._by_stdin = by_stdin
+        self._submit = [*system.submit, *submit_extra]
+        self._cancel_extra = list(cancel_extra)
         self._waiting: list[tuple[Job, asyncio.Future[None]]] = []
         self._ending: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -108,16 +124,24 @@ class Queue:
         jobs = dict(waiting)
         limit = asyncio.Semaphore(8)
 
-        async def one(batch: list[Job]) -> None:
+        async def one(batch: list[Job]) -> str:
             try:
                 async with limit:
                     await self._submit_batch(batch)
             except (DaskfleetError, OSError, ValueError) as error:
-                for job in batch:
-                    jobs[job].set_exception(DaskfleetError(str(error)))
-            else:
-                for job in batch:
-                    jobs[job].set_result(None)
+                # Does the queue refuse these jobs, or array jobs? The first one by itself shows it.
+                refusal = str(error) if len(batch) == 1 else await one(batch[:1])
+                rest = batch[1:] or batch
+                if not refusal:
+                    self._arrays = False
+                    await asyncio.gather(*(one([job]) for job in rest))
+                    return ""
+                for job in rest:
+                    jobs[job].set_exception(DaskfleetError(refusal))
+                return refusal
+            for job in batch:
+                jobs[job].set_result(None)
+            return ""
 
         await asyncio.gather(*(one(batch) for batch in self._batches(list(jobs))))
         self._note()
@@ -147,12 +171,11 @@ class Queue:
         path = self.folder / f"{first.name}{'-array' if array else ''}.job"
         path.write_text(text)
         path.chmod(0o700)
-        command = list(self.system.submit)
         # Jobs write their output, and some queues look for it, relative to where they were submitted.
-        if self.system.by_stdin:
-            answer = await call(command, text.encode(), self.folder)
+        if self._by_stdin:
+            answer = await call(self._submit, text.encode(), self.folder)
         else:
-            answer = await call([*command, str(path)], None, self.folder)
+            answer = await call([*self._submit, str(path)], None, self.folder)
         id = self.system.job_id(answer)
         for job in batch:
             self.add(job, self.system.task_id(id, job.number) if array else id)
@@ -174,9 +197,10 @@ class Queue:
     async def _cancel_ending(self) -> None:
         await asyncio.sleep(0)
         ids, self._ending = self._ending, []
+        words = len(self.system.cancel)
         for command in self.system.cancel_arguments(ids):
             try:
-                await call(command)
+                await call([*command[:words], *self._cancel_extra, *command[words:]])
             except DaskfleetError as error:
                 logger.info("%s", error)  # most often: it has just ended by itself
         self._note()

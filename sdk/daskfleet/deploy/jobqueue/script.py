@@ -28,6 +28,12 @@ class Resources:
         The system's own way to say cores and memory, instead of ours.
     log_directory
         Folder for the output of jobs.
+    disk
+        Bytes, None for the queue's own.
+    memory_unit
+        In which the queue counts memory, where that differs from site to site: ``"KB"``, ``"MB"`` …
+    memory_property
+        What the queue calls the memory of a core, where nodes are chosen by such properties.
     extra
         More directives, and `skip`: texts; directives that contain one of them are left out.
     """
@@ -42,6 +48,9 @@ class Resources:
     resource_spec: str | None = None
     job_cpu: int | None = None
     job_mem: str | None = None
+    disk: int | None = None
+    memory_unit: str = "MB"
+    memory_property: str | None = None
     extra: Sequence[str] = field(default_factory=tuple)
     skip: Sequence[str] = field(default_factory=tuple)
 
@@ -99,7 +108,7 @@ def lifetime(walltime: float | None) -> float | None:
 
 def in_units(n: int, unit: str) -> int:
     """Bytes in a unit (``KB``, ``MB``, ``GB`` of 1000, ``KiB`` … of 1024), rounded up."""
-    power: int = "KMGT".index(unit[0]) + 1
+    power: int = "KMGTPEZ".index(unit[0]) + 1
     size: int = (1024 if "i" in unit else 1000) ** power
     return -(-n // size)
 

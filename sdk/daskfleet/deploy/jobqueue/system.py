@@ -59,6 +59,8 @@ class System:
         The smallest such number.
     walltime_unit
         Seconds of a walltime that is a bare number.
+    parameters
+        Those of `JobQueueCluster` that only this system has.
     """
 
     name = ""
@@ -69,6 +71,7 @@ class System:
     array_variable = ""
     array_first = 0
     walltime_unit = 60
+    parameters: Sequence[str] = ()
 
     def header(self, resources: Resources, array: str = "") -> list[str]:
         """The directives; `array` is ``first-last`` for an array job."""
