@@ -38,9 +38,11 @@ if TYPE_CHECKING:
     from daskfleet.client.reports import performance_report as performance_report
     from daskfleet.client.sharing import print as print
     from daskfleet.client.sharing import warn as warn
+    from daskfleet.client.spans import span as span
     from daskfleet.client.waiting import as_completed as as_completed
     from daskfleet.client.waiting import wait as wait
     from daskfleet.comm import connect as connect
+    from daskfleet.comm.rpc import rpc as rpc
     from daskfleet.compat import as_distributed as as_distributed
     from daskfleet.deploy.adaptive import Adaptive as Adaptive
     from daskfleet.deploy.cluster import Status as Status
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from daskfleet.exceptions import TimeoutError as TimeoutError
     from daskfleet.exceptions import VersionMismatch as VersionMismatch
     from daskfleet.loop import sync as sync
+    from daskfleet.plugins import CondaInstall as CondaInstall
     from daskfleet.plugins import Environ as Environ
     from daskfleet.plugins import InstallPlugin as InstallPlugin
     from daskfleet.plugins import NannyPlugin as NannyPlugin
@@ -77,6 +80,7 @@ _WHERE = {
     "Adaptive": "deploy.adaptive",
     "CancelledError": "exceptions",
     "Client": "client.client",
+    "CondaInstall": "plugins",
     "CompatibleExecutor": "client.executor",
     "Environ": "plugins",
     "Event": "client.locks",
@@ -122,7 +126,9 @@ _WHERE = {
     "print": "client.sharing",
     "progress": "client.progress",
     "rejoin": "worker.context",
+    "rpc": "comm.rpc",
     "secede": "worker.context",
+    "span": "client.spans",
     "sync": "loop",
     "wait": "client.waiting",
     "warn": "client.sharing",

@@ -21,6 +21,7 @@ from typing import Any
 VARIABLE = "DASKFLEET_AS_DISTRIBUTED"
 
 _PLUGINS = (
+    "CondaInstall",
     "Environ",
     "InstallPlugin",
     "NannyPlugin",

@@ -13,6 +13,7 @@ import importlib
 import io
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -283,10 +284,40 @@ class PipInstall(InstallPlugin):
         super().__init__(self._pip, restart_workers)
 
     def _pip(self) -> None:
-        command = [sys.executable, "-m", "pip", "install", *self.pip_options, *self.packages]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed with status {done.returncode}:\n{done.stderr.strip()}")
+        _install([sys.executable, "-m", "pip", "install", *self.pip_options, *self.packages])
+
+
+class CondaInstall(InstallPlugin):
+    """Installs packages by conda on every worker, into the environment that the worker runs in.
+
+    Parameters
+    ----------
+    packages
+        Specifications, such as ``"numpy>=2"``.
+    conda_options
+        Further options, such as ``["--channel", "conda-forge"]``.
+    restart_workers
+        As `InstallPlugin` has it.
+    """
+
+    def __init__(
+        self, packages: Iterable[str], conda_options: Iterable[str] = (), restart_workers: bool = False
+    ) -> None:
+        self.packages, self.conda_options = list(packages), list(conda_options)
+        self.name = f"conda-install-{'-'.join(self.packages)}"
+        super().__init__(self._conda, restart_workers)
+
+    def _conda(self) -> None:
+        conda = os.environ.get("CONDA_EXE") or shutil.which("conda") or shutil.which("mamba")
+        if conda is None:
+            raise RuntimeError("CondaInstall: this worker has no conda; use an image with conda, or PipInstall")
+        _install([conda, "install", "--yes", "--prefix", sys.prefix, *self.conda_options, *self.packages])
+
+
+def _install(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed with status {done.returncode}:\n{done.stderr.strip()}")
 
 
 def load_module(name: str) -> Any:

@@ -115,6 +115,7 @@ class Collections(Submitting):
         _check(graph, keys, self._states)
         by_key = annotations_by_key(annotations)
         shared = {name: value for name, value in options.items() if value is not None}
+        self._announce_span(shared)
         positions = order(graph)
         outside: list[Future] = []  # held until the message is queued
 
@@ -135,7 +136,7 @@ class Collections(Submitting):
                 if key in wanted:
                     states[key], new = self._state(key)
                     cid = states[key].cid if new else 0
-                rows.append(encoder.row(cid, key, graph[key], by_key.get(key) or shared or None))
+                rows.append(encoder.row(cid, key, graph[key], {**shared, **by_key.get(key, {})} or None))
                 if len(rows) == CHUNK and sent + CHUNK < len(graph):
                     self._send(("tasks", graph_number, False, priority, *encoder.take(), rows))
                     sent += len(rows)

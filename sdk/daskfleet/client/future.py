@@ -154,6 +154,11 @@ class Future(TaskRef):
         self._state = state
 
     @property
+    def executor(self) -> Client:
+        """The client, as `concurrent.futures` calls it."""
+        return self.client
+
+    @property
     def client(self) -> Client:
         return self._state.client
 

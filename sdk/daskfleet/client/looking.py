@@ -263,6 +263,21 @@ class Looking(Collections):
             write_dump, filename, format, {"scheduler": scheduler, "workers": dict(workers), "versions": seen}
         )
 
+    def story(self, *keys: Any) -> Any:
+        """How tasks have changed their states on the scheduler; of these keys or futures, or of all.
+
+        In difference from distributed, recording begins when a client asks first: nobody else pays for it.
+
+        Returns
+        -------
+        list of tuple
+            ``(key, state before, state after, seconds since the epoch)``, oldest first.
+        """
+        return self._sync(self._story, [getattr(key, "key", key) for key in keys])
+
+    async def _story(self, keys: list[Any]) -> list[tuple[Any, ...]]:
+        return [tuple(record) for record in await self._call("story", keys)]
+
     def write_scheduler_file(self, scheduler_file: str) -> Any:
         """Write a file by which workers and other clients find this client's scheduler; it holds the token too."""
         return self._sync(self._write_scheduler_file, scheduler_file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from daskfleet.client.spans import current
 from daskfleet.client.times import seconds
 
 
@@ -17,7 +18,7 @@ def task_options(
     actor: bool = False,
 ) -> dict[str, Any] | None:
     """The options of `Client.submit`; None when there are none, which is the common case and costs nothing."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = current()
     if workers is not None:
         options["workers"] = worker_names(workers)
         options["allow_other_workers"] = allow_other_workers
@@ -36,7 +37,7 @@ def task_options(
 
 def graph_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Those of `Client.compute`, for every task of a graph."""
-    known = {
+    known = current() | {
         name: kwargs[name]
         for name in ("priority", "retries", "resources", "allow_other_workers", "timeout")
         if kwargs.get(name)

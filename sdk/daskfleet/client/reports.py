@@ -139,7 +139,8 @@ class performance_report(_Block):
         identity = await client._call("identity")
         profile = await client._profile(None, self._start, None, [], True, None)
         seen = await client._versions(False)
-        page = await asyncio.to_thread(_report, list(records), identity, profile, seen, stop - self._start)
+        spans = await client._call("spans", self._start)
+        page = await asyncio.to_thread(_report, list(records), spans, identity, profile, seen, stop - self._start)
         await asyncio.to_thread(Path(self.filename).write_text, page)
 
 
@@ -148,6 +149,7 @@ class performance_report(_Block):
 
 def _report(
     records: list[dict[str, Any]],
+    spans: list[dict[str, Any]],
     identity: dict[str, Any],
     profile: dict[str, Any],
     seen: dict[str, Any],
@@ -170,6 +172,10 @@ def _report(
         (name, f"{len(times):,}", f"{sum(times):.3g}", f"{sum(times) / len(times):.3g}", f"{max(times):.3g}")
         for name, times in sorted(kinds.items(), key=lambda item: -sum(item[1]))
     ]
+    by_span = [
+        (" / ".join(span["name"]), span["tasks"], span["failed"], f"{span['seconds']:.3g}", f"{span['nbytes']:,}")
+        for span in spans
+    ]
     packages = sorted(seen["client"])
     versions = [
         (
@@ -187,6 +193,7 @@ def _report(
         timeline(records),
         "<h2>Tasks</h2>",
         _table(("Kind", "Tasks", "Seconds", "Mean", "Longest"), by_kind),
+        *(["<h2>Spans</h2>", _table(("Span", "Tasks", "Failed", "Seconds", "Bytes"), by_span)] if spans else []),
         "<h2>Profile</h2>",
         _calls(profile, max(profile["count"], 1)),
         "<h2>Versions</h2>",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from daskfleet.client import hardware
 from daskfleet.client.core import Core
 from daskfleet.client.options import worker_names
 from daskfleet.protocol.serialize import Serialized, dumps, loads
@@ -52,6 +53,42 @@ class Running(Core):
             if succeeded or on_error == "return":
                 results[address] = value
         return results
+
+    def benchmark_hardware(self, seconds: float = 1.0) -> Any:
+        """Measure the workers' disks, memories and network, for about so many seconds each.
+
+        Returns
+        -------
+        dict
+            ``{"disk": {"1 MiB": bytes a second, …}, "memory": …, "network": …}``: means over the workers; the network
+            is that between them and is empty when there is only one.
+        """
+        return self._sync(self._benchmark_hardware, seconds)
+
+    async def _benchmark_hardware(self, seconds: float) -> dict[str, dict[str, float]]:
+        addresses = [worker["address"] for worker in (await self._call("identity"))["workers"].values()]
+        found = {
+            "disk": await self._on_workers(hardware.disk, seconds),
+            "memory": await self._on_workers(hardware.memory, seconds),
+            "network": {},
+        }
+        for number, address in enumerate(addresses if len(addresses) > 1 else ()):  # alone, or they share the network
+            peers = addresses[:number] + addresses[number + 1 :]
+            found["network"] |= await self._on_workers(
+                hardware.network, peers, seconds / len(addresses), workers=[address]
+            )
+        return {
+            what: {
+                size: sum(rates[size] for rates in by_worker.values()) / len(by_worker)
+                for size in next(iter(by_worker.values()), {})
+            }
+            for what, by_worker in found.items()
+        }
+
+    async def _on_workers(self, function: Any, *args: Any, workers: Sequence[str] = ()) -> dict[str, Any]:
+        found = await self._run(dumps((function, args, {})), list(workers), True, "raise")
+        assert found is not None  # it has waited
+        return found
 
     def run_on_scheduler(self, function: Callable[..., Any], *args: Any, wait: bool = True, **kwargs: Any) -> Any:
         """Call a function in the scheduler's process; a parameter named ``dask_scheduler`` is given the scheduler."""

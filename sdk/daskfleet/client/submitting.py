@@ -27,6 +27,14 @@ CHUNK = 1000
 class Submitting(Gathering):
     """Calls and data, from here to the cluster."""
 
+    _span: str | None = None  # the last one that the scheduler was told of
+
+    def _announce_span(self, options: dict[str, Any] | None) -> None:
+        """Tell the scheduler of a span before its first task: it watches none that it does not know."""
+        if options and "span" in options and options["span"][0] != self._span:
+            self._span = options["span"][0]
+            self._send(("span", options["span"]))
+
     def submit(
         self,
         func: Callable[..., Any],
@@ -90,6 +98,7 @@ class Submitting(Gathering):
             return Future(state)
         payload, dependencies = encode_call(args, kwargs)
         options = task_options(workers, resources, retries, allow_other_workers, timeout, actor or actors)
+        self._announce_span(options)
         numbers = [self._number(dependency) for dependency in dependencies] if dependencies else None
         prefix = name if isinstance(key, str) and key.startswith(name) else _prefix(key)
         row = (state.cid, key, 0, payload, numbers, 0, options)
@@ -131,6 +140,7 @@ class Submitting(Gathering):
             (blob, digest), pure = encode_function(Make(func)), False
         given = None if key is None or isinstance(key, str) else list(key)
         options = task_options(workers, resources, retries, allow_other_workers, timeout, actor or actors)
+        self._announce_span(options)
         batch = batch_size or CHUNK
         futures: list[Future] = []
         if kwargs and pure:

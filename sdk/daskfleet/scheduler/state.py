@@ -82,6 +82,7 @@ class Options:
     retries: int = 0
     priority: int = 0
     actor: bool = False
+    span: str | None = None
     for_worker: dict[str, Any] | None = None
 
     @classmethod
@@ -94,6 +95,7 @@ class Options:
             retries=int(raw.get("retries") or 0),
             priority=int(raw.get("priority") or 0),
             actor=bool(raw.get("actor")),
+            span=raw["span"][0] if raw.get("span") else None,
             for_worker={name: raw[name] for name in ("resources", "timeout") if raw.get(name)} or None,
         )
 

@@ -25,6 +25,8 @@ from daskfleet.scheduler.extensions.metadata import Metadata
 from daskfleet.scheduler.extensions.relay import Relay
 from daskfleet.scheduler.extensions.restarting import Restarting
 from daskfleet.scheduler.extensions.results import Results
+from daskfleet.scheduler.extensions.spans import Spans
+from daskfleet.scheduler.extensions.story import Story
 from daskfleet.scheduler.extensions.watching import Watching
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ EXTENSIONS = (
     Data,
     Looking,
     Watching,
+    Spans,
+    Story,
 )
 
 
