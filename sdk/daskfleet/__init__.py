@@ -46,6 +46,16 @@ if TYPE_CHECKING:
     from daskfleet.compat import as_distributed as as_distributed
     from daskfleet.deploy.adaptive import Adaptive as Adaptive
     from daskfleet.deploy.cluster import Status as Status
+    from daskfleet.deploy.discovery import adapt_cluster as adapt_cluster
+    from daskfleet.deploy.discovery import create_cluster as create_cluster
+    from daskfleet.deploy.discovery import delete_cluster as delete_cluster
+    from daskfleet.deploy.discovery import discover_cluster_names as discover_cluster_names
+    from daskfleet.deploy.discovery import discover_clusters as discover_clusters
+    from daskfleet.deploy.discovery import get_cluster as get_cluster
+    from daskfleet.deploy.discovery import get_snippet as get_snippet
+    from daskfleet.deploy.discovery import list_clusters as list_clusters
+    from daskfleet.deploy.discovery import list_discovery_methods as list_discovery_methods
+    from daskfleet.deploy.discovery import scale_cluster as scale_cluster
     from daskfleet.deploy.kubernetes import KubeCluster as KubeCluster
     from daskfleet.deploy.local import LocalCluster as LocalCluster
     from daskfleet.deploy.spec import SpecCluster as SpecCluster
@@ -111,22 +121,32 @@ _WHERE = {
     "VersionMismatch": "exceptions",
     "Worker": "worker.server",
     "WorkerPlugin": "plugins",
+    "adapt_cluster": "deploy.discovery",
     "as_completed": "client.waiting",
     "as_distributed": "compat",
     "connect": "comm",
+    "create_cluster": "deploy.discovery",
     "default_client": "client.inside",
+    "delete_cluster": "deploy.discovery",
+    "discover_cluster_names": "deploy.discovery",
+    "discover_clusters": "deploy.discovery",
     "fire_and_forget": "client.inside",
     "futures_of": "client.collections",
     "get_client": "client.inside",
+    "get_cluster": "deploy.discovery",
+    "get_snippet": "deploy.discovery",
     "get_task_metadata": "client.reports",
     "get_task_stream": "client.reports",
     "get_worker": "worker.context",
+    "list_clusters": "deploy.discovery",
+    "list_discovery_methods": "deploy.discovery",
     "local_client": "client.inside",
     "performance_report": "client.reports",
     "print": "client.sharing",
     "progress": "client.progress",
     "rejoin": "worker.context",
     "rpc": "comm.rpc",
+    "scale_cluster": "deploy.discovery",
     "secede": "worker.context",
     "span": "client.spans",
     "sync": "loop",

@@ -10,6 +10,10 @@ class DaskfleetError(Exception):
     """Base of what daskfleet itself raises, as opposed to what users' functions raise."""
 
 
+class ClusterNotFound(DaskfleetError, LookupError):
+    """There is no cluster of this name; the message says which there are."""
+
+
 class KilledWorker(DaskfleetError):
     """A task was running on several workers when they died, so it is taken to be what killed them.
 

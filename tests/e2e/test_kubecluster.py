@@ -9,13 +9,17 @@ import subprocess
 import sys
 import textwrap
 import time
+import urllib.request
 
+import daskfleet
 import kubeclusters as bed
 import pytest
 import yaml
+from click.testing import CliRunner
 from daskfleet import KubeCluster
-from daskfleet.deploy.kubernetes import ClusterNotFound, lifecycle, make_cluster_spec, make_worker_spec
-from daskfleet.deploy.kubernetes.api import Api
+from daskfleet.cli.clusters import main as daskfleet_command
+from daskfleet.deploy.kubernetes import ClusterNotFound, make_cluster_spec, make_worker_spec
+from daskfleet.deploy.kubernetes.spec import make_worker_group_spec
 
 square = functools.partial(pow, exp=2)  # a function that pods have, too
 
@@ -197,24 +201,58 @@ async def test_an_api_server_that_restarts_is_waited_for(namespace, kubernetes_a
     await relay.stop()
 
 
-async def test_discovery_and_life_without_a_scheduler_connection(namespace, kubernetes_api, get):
-    kubernetes_api.kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(make_cluster_spec("c")))
-    names = {name: kind async for name, kind in lifecycle.discover()}
-    assert names[f"{namespace}/c"] is KubeCluster
-    api = await Api.connect()
-    summary = await lifecycle.find_cluster(api, f"{namespace}/c")
-    assert (summary.name, summary.namespace) == ("c", namespace)
-    with pytest.raises(ClusterNotFound, match=r"no cluster 'd' in namespace '.*'; there are: c"):
-        await lifecycle.find_cluster(api, "d", namespace)
+def test_the_command_over_clusters_in_two_namespaces(namespace, kubernetes_api, get, tmp_path):
+    """One cluster with a scheduler, and one that has none and never will: both are listed, scaled and ended."""
+
+    def run(*words, status=0):
+        result = CliRunner().invoke(daskfleet_command, [str(word) for word in words])
+        assert result.exit_code == status, (result.output, result.exception)
+        return result.stderr if status else result.stdout
+
     other = f"{namespace}-other"
     kubernetes_api.kubectl("create", "namespace", other)
-    await lifecycle.create_cluster(api, other, make_cluster_spec("c"))
-    with pytest.raises(ClusterNotFound, match=r"in several namespaces \(.*\): say which"):
-        await lifecycle.find_cluster(api, "c")
+    dead = make_cluster_spec("c", image="No Such/Image!")
+    kubernetes_api.kubectl("-n", other, "apply", "-f", "-", input=json.dumps(dead))
+    path = tmp_path / "cluster.yaml"
+    red = make_worker_group_spec("c", "red", make_worker_spec(n_workers=0))
+    path.write_text(yaml.safe_dump_all([make_cluster_spec("c", n_workers=1), red]))
+    assert run("create", "-f", path, "-n", namespace) == f"{namespace}/c created\n"
+    assert f"there is a cluster 'c' in namespace '{namespace}'" in run("create", "-f", path, "-n", namespace, status=1)
+    names = run("list", "-o", "name").splitlines()
+    assert {f"{namespace}/c", f"{other}/c"} <= set(names)
+    assert run("list", "-n", namespace, "-o", "name") == f"{namespace}/c\n"
+    shown = f"{namespace}/c KubeCluster Running 1/1"
+    eventually(lambda: shown in " ".join(run("list", "-n", namespace).split()))
+    said = run("scale", "c", 2, status=1)
+    assert said.startswith("Error: there are several clusters 'c': say which, ") and f"{other}/c" in said
+    assert run("scale", "c", 1, "-n", other) == f"{other}/c scaled to 1\n"
+    assert run("scale", f"{namespace}/c", 2) == f"{namespace}/c scaled to 2\n"
+    run("scale", f"{namespace}/c", 1, "--worker-group", "red")
+    replicas = {group["metadata"]["name"]: group["spec"]["worker"]["replicas"] for group in get("daskworkergroups")}
+    assert replicas == {"c-default": 2, "c-red": 1}
+    run("adapt", f"{namespace}/c", "--maximum", 3)
+    assert [autoscaler["spec"]["maximum"] for autoscaler in get("daskautoscalers")] == [3]
+    run("adapt", f"{namespace}/c", "--off")
+    assert get("daskautoscalers") == []
+    assert "Scheduler at" in run("logs", f"{namespace}/c", "--no-workers")
+    with daskfleet.get_cluster(f"{namespace}/c") as cluster, cluster.get_client() as client:
+        assert client.submit(square, 3).result() == 9
+    assert run("delete", f"{namespace}/c", f"{other}/c") == f"{namespace}/c deleted\n{other}/c deleted\n"
+    eventually(lambda: not get("daskclusters"))
+    assert "there is no cluster" in run("delete", f"{namespace}/c", status=1)
     kubernetes_api.kubectl("delete", "namespace", other, "--wait=false")
-    await lifecycle.delete_cluster(api, namespace, "c")
-    assert get("daskclusters") == []
-    await api.close()
+
+
+def test_the_dashboard_is_forwarded_until_ctrl_c(namespace):
+    KubeCluster(name="c", namespace=namespace, shutdown_on_close=False).close()
+    command = [sys.executable, "-m", "daskfleet.cli.clusters", "dashboard", f"{namespace}/c"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    link = process.stdout.readline().strip()
+    with urllib.request.urlopen(link, timeout=10) as page:
+        assert page.status == 200
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "Forwarding until Ctrl-C.\n")
+    assert process.returncode == 0
 
 
 # What a user of KubeCluster needs, and no more; the README shows the same.

@@ -1,6 +1,5 @@
 """Clusters that no operator made: plain Deployments, labelled as daskfleet's chart and as dask's own chart do it."""
 
-import asyncio
 import functools
 import json
 import secrets
@@ -9,8 +8,8 @@ import time
 import kubeclusters as bed
 import pytest
 from daskfleet import KubeCluster
-from daskfleet.deploy.kubernetes import lifecycle
-from daskfleet.deploy.kubernetes.api import Api
+from daskfleet.deploy.discovery import find_cluster
+from daskfleet.deploy.kubernetes import KubernetesError
 
 square = functools.partial(pow, exp=2)  # a function that pods have, too
 
@@ -73,19 +72,15 @@ def test_it_is_found_scaled_without_loss_adapted_and_never_deleted(release, name
         listing = json.loads(kubectl("-n", namespace, "get", "deployment", f"{release}-worker", "-o", "json"))
         return listing["spec"]["replicas"]
 
-    async def summary():
-        api = await Api.connect()
-        found = await lifecycle.find_cluster(api, release, namespace)
-        await api.close()
-        return found
-
     with KubeCluster(name=release, namespace=namespace) as cluster, cluster.get_client() as client:
         cluster.wait_for_workers(2, timeout=40)
         assert client.submit(square, 6).result() == 36
         cluster.scale(4)
         cluster.wait_for_workers(4, timeout=40)
-        found = asyncio.run(summary())
-        assert (found.made_by, found.status, found.workers) == ("chart", "Running", 4)
+        found = find_cluster(release, namespace)
+        assert (found.made_by, found.status, found.workers) == ("Helm", "Running", 4)
+        with pytest.raises(KubernetesError, match=f"helm uninstall {release} --namespace {namespace}"):
+            found.delete()
         kept = client.scatter([[i] for i in range(40)])  # nothing could compute these again
         cluster.scale(1)
         eventually(lambda: len(cluster.requested) == 1 and len(cluster.scheduler_info["workers"]) == 1)

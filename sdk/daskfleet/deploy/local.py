@@ -19,6 +19,7 @@ import uuid
 from typing import Any
 
 from daskfleet import system
+from daskfleet.deploy import registry
 from daskfleet.deploy.cluster import Cluster, Log, Logs
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.scheduler.server import Scheduler
@@ -142,6 +143,9 @@ class LocalCluster(Cluster):
             host = self.scheduler_address.partition("://")[2].rpartition(":")[0]
             self.http_address = f"http://{host}:{self.scheduler.dashboard_port}"
         await self._scale(self._n_workers)
+        with contextlib.suppress(OSError, ValueError):  # nowhere to write: only `daskfleet list` misses it
+            identity = self.scheduler.identity()
+            await asyncio.to_thread(registry.record, self.name, identity, self.security, type(self), {})
         async with asyncio.timeout(TIMEOUT):
             while len(self.scheduler.state.workers) < self._n_workers:
                 if self._helper is not None and self._helper.failure:
@@ -151,6 +155,8 @@ class LocalCluster(Cluster):
 
     async def _stop(self) -> None:
         if self.scheduler is not None:
+            with contextlib.suppress(OSError, ValueError):
+                registry.forget(self.name)
             await self.scheduler.close("the cluster was closed", close_workers=True)
         await asyncio.gather(*(worker.close() for worker in self.workers.values() if worker is not None))
         if self._helper is not None:

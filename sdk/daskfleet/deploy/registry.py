@@ -7,6 +7,7 @@ may read it can connect (`SpecCluster.from_name`). On machines that share a home
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import json
 import os
@@ -14,12 +15,18 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daskfleet import scheduler_file
+from daskfleet.deploy.discovery import FoundCluster
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.security import Security
+
+if TYPE_CHECKING:
+    from daskfleet.deploy.cluster import Logs
+    from daskfleet.deploy.scheduler_link import RemoteLink
 
 #: Seconds for a scheduler to answer when clusters are listed.
 ANSWER = 3.0
@@ -119,31 +126,111 @@ def find(name: str) -> Entry:
     )
 
 
-async def discover() -> AsyncIterator[tuple[str, type]]:
-    """``(name, class)`` of the clusters that answer, for ``daskfleet list`` and dask-ctl (``dask_cluster_discovery``).
+@dataclass
+class RecordedCluster(FoundCluster):
+    """A cluster of which there is a file; its scheduler is asked directly."""
+
+    entry: Entry | None = None
+
+    @classmethod
+    async def of(cls, entry: Entry) -> RecordedCluster | None:
+        """From the file and what the scheduler says; None, and no file any more, when the cluster is gone."""
+        from daskfleet.deploy.spec import SpecCluster
+
+        made_by = entry.manager.rpartition(":")[2]
+        created = datetime.fromtimestamp(entry.started, UTC)
+        try:
+            async with asyncio.timeout(ANSWER), _linked(entry) as link:
+                workers = len((await link.identity())["workers"])
+        except (OSError, TimeoutError, DaskfleetError):
+            if entry.host == socket.gethostname() and not Path(f"/proc/{entry.pid}").exists():
+                forget(entry.name)
+                return None
+            return cls(entry.name, SpecCluster, "Unreachable", None, None, created, entry.address, made_by, entry)
+        module, _, name = entry.manager.partition(":")
+        manager = getattr(importlib.import_module(module), name)
+        if not issubclass(manager, SpecCluster):
+            manager = SpecCluster
+        return cls(entry.name, manager, "Running", workers, workers, created, entry.address, made_by, entry)
+
+    @property
+    def _known(self) -> Entry:
+        assert self.entry is not None
+        if self.status == "Unreachable":
+            where = f"process {self.entry.pid} on {self.entry.host}"
+            raise DaskfleetError(f"the scheduler of {self.name} at {self.address} does not answer; {where} made it")
+        return self.entry
+
+    def _only_there(self, what: str) -> DaskfleetError:
+        where = f"process {self._known.pid} on {self._known.host}"
+        return DaskfleetError(f"{self.made_by} {self.name} can be {what} only by the program that made it, {where}")
+
+    async def _scale(self, n: int, worker_group: str) -> None:
+        if not self.manager.reattaches or worker_group != "default":
+            raise self._only_there("scaled")
+        async with self._opened() as cluster:
+            await cluster.scale(n)
+            await cluster._correct_state(raising=True)
+
+    async def _adapt(self, minimum: int, maximum: float, enabled: bool) -> Any:
+        if not self.manager.reattaches:
+            raise self._only_there("adapted")
+        return await super()._adapt(minimum, maximum, enabled)
+
+    async def _delete(self) -> None:
+        entry = self._known
+        if self.manager.reattaches:
+            async with self._opened(shutdown_on_close=True):
+                pass
+        else:
+            async with _linked(entry) as link:
+                await link.shut_down()
+        forget(self.name)
+
+    async def _logs(self, scheduler: bool, workers: bool, lines: int | None) -> Logs:
+        from daskfleet.client.client import Client
+        from daskfleet.deploy.cluster import Log, Logs
+
+        entry, logs = self._known, Logs()
+        async with Client(entry.address, security=entry.security, asynchronous=True, set_as_default=False) as client:
+            if scheduler:
+                logs["Scheduler"] = Log(_text(await client.get_scheduler_logs(lines)))
+            if workers:
+                told = await client.get_worker_logs(lines)
+                logs.update({address: Log(_text(entries)) for address, entries in told.items()})
+        return logs
+
+    @contextlib.asynccontextmanager
+    async def _dashboard(self) -> AsyncIterator[tuple[str, bool]]:
+        async with _linked(self._known) as link:
+            await link.identity()
+            yield f"{link.http_address}/status" if link.http_address else "", True
+
+
+def _text(entries: Any) -> str:
+    """Log entries, ``(level, line)`` each, as the text they were."""
+    return "\n".join(line for _, line in entries)
+
+
+@contextlib.asynccontextmanager
+async def _linked(entry: Entry) -> AsyncIterator[RemoteLink]:
+    from daskfleet.deploy.scheduler_link import RemoteLink
+
+    link = RemoteLink(entry.address, entry.security)
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+async def discover() -> AsyncIterator[FoundCluster]:
+    """Entry point ``dask_cluster_discovery``: the clusters that this user's files tell of.
 
     One that does not answer and whose process on this machine is gone is forgotten.
     """
-    from daskfleet.deploy.scheduler_link import RemoteLink
-
-    async def answers(entry: Entry) -> bool:
-        link = RemoteLink(entry.address, entry.security)
-        try:
-            async with asyncio.timeout(ANSWER):
-                await link.identity()
-            return True
-        except (OSError, TimeoutError, DaskfleetError):
-            return False
-        finally:
-            link.close()
-
-    known = entries()
-    for entry, alive in zip(known, await asyncio.gather(*map(answers, known)), strict=True):
-        if alive:
-            module, _, name = entry.manager.partition(":")
-            yield entry.name, getattr(importlib.import_module(module), name)
-        elif entry.host == socket.gethostname() and not Path(f"/proc/{entry.pid}").exists():
-            forget(entry.name)
+    for found in await asyncio.gather(*map(RecordedCluster.of, entries())):
+        if found is not None:
+            yield found
 
 
 def entries() -> list[Entry]:

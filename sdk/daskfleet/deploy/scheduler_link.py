@@ -131,4 +131,7 @@ class RemoteLink:
         if not task.done():
             task.cancel()
         elif not task.cancelled() and task.exception() is None:
-            task.result().close()
+            connection = task.result()
+            if not connection.closed:
+                connection.send(("goodbye",))
+            connection.close()

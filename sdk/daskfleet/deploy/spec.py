@@ -86,6 +86,9 @@ class SpecCluster(Cluster):
     ... )
     """
 
+    #: Whether `from_name` can start and end workers, so that they do not end with the process that calls it.
+    reattaches = False
+
     def __init__(
         self,
         workers: dict[Any, dict[str, Any]] | None = None,

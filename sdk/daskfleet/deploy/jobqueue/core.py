@@ -76,6 +76,7 @@ class JobQueueCluster(SpecCluster):
     """
 
     system: ClassVar[System] = System()
+    reattaches = True
 
     def __init__(
         self,

@@ -364,6 +364,20 @@ def _kubeconfig_files() -> tuple[str, bool]:
     return files, any(path and Path(path).expanduser().exists() for path in files.split(os.pathsep))
 
 
+def is_configured() -> bool:
+    """Whether there is a kubeconfig, or this process runs in a pod that has an account."""
+    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and (SERVICE_ACCOUNT / "token").exists()
+    return in_pod or _kubeconfig_files()[1]
+
+
+def configured_context() -> str | None:
+    """The context that dask's configuration names, ``kubernetes.context``; None for the kubeconfig's own choice."""
+    import dask
+
+    context = dask.config.get("kubernetes.context", None)
+    return None if context is None else str(context)
+
+
 def _contexts(config: Any, files: str) -> list[str]:
     try:
         return sorted(str(context["name"]) for context in config.list_kube_config_contexts(files)[0])

@@ -25,6 +25,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from daskfleet import exceptions
 from daskfleet.exceptions import DaskfleetError
 
 INSTALL_OPERATOR = "kubectl apply -f crds/ -f operator/deploy/"
@@ -78,7 +79,7 @@ class InvalidName(KubernetesError, ValueError):
     """Not a name that a cluster or a worker group can have."""
 
 
-class ClusterNotFound(KubernetesError, LookupError):
+class ClusterNotFound(KubernetesError, exceptions.ClusterNotFound):
     """There is no cluster of this name."""
 
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 from daskfleet.deploy.cluster import Cluster, Log, Logs, Status
 from daskfleet.deploy.kubernetes import fixed, lifecycle
 from daskfleet.deploy.kubernetes import spec as specs
-from daskfleet.deploy.kubernetes.api import Api, load_library
+from daskfleet.deploy.kubernetes.api import Api, configured_context, load_library
 from daskfleet.deploy.kubernetes.errors import (
     ClusterExists,
     InvalidManifest,
@@ -97,7 +97,7 @@ class KubeCluster(Cluster):
     loop, asynchronous, quiet
         As in `daskfleet.deploy.cluster.Cluster`.
     context
-        Context of the kubeconfig; the current one by default.
+        Context of the kubeconfig; by default what ``kubernetes.context`` says, else the current one.
 
     Raises
     ------
@@ -148,13 +148,14 @@ class KubeCluster(Cluster):
         self._worker_command = _configured("worker-command", worker_command, None)
         self._forward = port_forward_cluster_ip
         self._forward_port = int(_configured("scheduler-forward-port", scheduler_forward_port, 0) or 0)
-        self._context = context
+        self._context = context if context is not None else configured_context()
         self._link: Link | None = None
         self._fixed: fixed.Fixed | None = None
         self._made = False
         if name is not None:
             name, self.namespace = lifecycle.split(name, self.namespace)
         custom = _load(_configured("custom-cluster-spec", custom_cluster_spec, None))
+        self.namespace = self.namespace or (custom or {}).get("metadata", {}).get("namespace")
         chosen = _configured("name", name, None) or (custom or {}).get("metadata", {}).get("name") or specs.new_name()
         super().__init__(name=specs.check_name(chosen), asynchronous=asynchronous, loop=loop, quiet=quiet)
         self._spec = custom or specs.make_cluster_spec(

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from daskfleet.deploy.cluster import Log, Logs
 from daskfleet.deploy.kubernetes import fixed
@@ -28,9 +28,6 @@ from daskfleet.deploy.kubernetes.errors import (
     OperatorMissing,
 )
 from daskfleet.deploy.kubernetes.fixed import OURS, Layout
-
-if TYPE_CHECKING:
-    from daskfleet.deploy.kubernetes.kubecluster import KubeCluster
 
 Object = dict[str, Any]
 
@@ -154,27 +151,13 @@ def split(name: str, namespace: str | None) -> tuple[str, str | None]:
     return after, before
 
 
-async def find_cluster(api: Api, name: str, namespace: str | None = None) -> Summary:
-    """The one cluster called `name` (or ``namespace/name``), wherever we may look.
-
-    Raises
-    ------
-    ClusterNotFound
-        With the names of those that exist; or, when several namespaces have one, with these.
-    """
-    name, namespace = split(name, namespace)
-    everything = await list_clusters(api, namespace)
-    found = [summary for summary in everything if summary.name == name]
-    if len(found) > 1:
-        where = ", ".join(summary.namespace for summary in found)
-        raise ClusterNotFound(f"there are clusters {name!r} in several namespaces ({where}): say which")
-    if not found:
-        raise not_found(name, namespace, everything)
-    return found[0]
-
-
 def not_found(name: str, namespace: str | None, others: Iterable[Summary]) -> ClusterNotFound:
     """The exception for a name that no cluster has, with the names that there are."""
+    others = list(others)
+    same = sorted(other.full_name for other in others if other.name == name)
+    if same:
+        which = " or ".join(f"'{full_name}'" for full_name in same)
+        return ClusterNotFound(f"there is no cluster {name!r} in namespace {namespace!r}, but elsewhere: say {which}")
     names = [other.name if other.namespace == namespace else other.full_name for other in others]
     where = f" in namespace {namespace!r}" if namespace else ""
     there = f"there are: {', '.join(sorted(names))}" if names else "there are none"
@@ -329,29 +312,3 @@ async def read_logs(
             return Log("")
 
     return Logs(zip(names, await asyncio.gather(*map(read, names)), strict=True))
-
-
-async def discover() -> AsyncIterator[tuple[str, type[KubeCluster]]]:
-    """Entry point ``dask_cluster_discovery``: the clusters that the current kubeconfig leads to.
-
-    Yields
-    ------
-    tuple
-        ``namespace/name`` and the class whose ``from_name`` takes it. Nothing, where there is no Kubernetes.
-    """
-    from daskfleet.deploy.kubernetes.errors import KubernetesError
-    from daskfleet.deploy.kubernetes.kubecluster import KubeCluster
-
-    try:
-        api = await Api.connect()
-    except (ImportError, KubernetesError):
-        return
-    try:
-        async with asyncio.timeout(5):
-            found = await list_clusters(api)
-    except (KubernetesError, TimeoutError):
-        found = []
-    finally:
-        await api.close()
-    for summary in found:
-        yield summary.full_name, KubeCluster
