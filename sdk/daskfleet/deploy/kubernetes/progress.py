@@ -7,7 +7,6 @@ rewritten; nothing otherwise. It only looks at the view, so it costs nothing whe
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from types import TracebackType
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from daskfleet.deploy.kubernetes import diagnosis
 from daskfleet.deploy.kubernetes.errors import ApiError
 from daskfleet.deploy.kubernetes.view import View
+from daskfleet.surface import surface
 
 AFTER = 1.0
 
@@ -24,7 +24,7 @@ class Progress:
 
     def __init__(self, view: View, *, quiet: bool = False) -> None:
         self._view = view
-        self._kind = None if quiet else _surface()
+        self._kind = None if quiet else surface()
         self._task: asyncio.Task[None] | None = None
         self._started = time.monotonic()
 
@@ -87,11 +87,3 @@ class Progress:
         for name, what in self.rows() or [("waiting for the operator", "")]:
             table.add_row(name, what)
         return table
-
-
-def _surface() -> str | None:
-    """Where progress can be shown: ``terminal``, ``notebook`` or nowhere."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if shell is not None and type(shell).__name__ == "ZMQInteractiveShell":
-        return "notebook"
-    return "terminal" if sys.stderr is not None and sys.stdout.isatty() else None
