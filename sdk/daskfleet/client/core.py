@@ -329,12 +329,9 @@ class Core(Link):
         if count < n_workers:
             raise TimeoutError(f"only {count} of {n_workers} workers were there within {timeout:g} s")
 
-    async def _done(self) -> None:
-        pass
-
     def _nothing(self) -> Any:
         """None, awaitable in an asynchronous client: of a method that only queues a message."""
-        return self._done() if self.asynchronous else None
+        return _Nothing() if self.asynchronous else None
 
     def _in_thread(self, function: Callable[..., Any], *args: Any) -> None:
         """Call something of the user's outside of the loop; in the order of the calls."""
@@ -354,3 +351,10 @@ class Core(Link):
 
 def _configured_timeout() -> float | str:
     return cast("float | str", dask.config.get("distributed.comm.timeouts.connect", "30s"))
+
+
+class _Nothing:
+    """Awaitable, and no trouble to whoever does not await it."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that one worker may take to set a plugin up.
 SETUP = 600.0
+#: Seconds that are waited for a worker which starts anew for a plugin's sake.
+COMING_BACK = 10.0
 
 
 class SchedulerPlugins:
@@ -147,13 +150,23 @@ class SchedulerPlugins:
             try:
                 if connection is not None:
                     await connection.call(method, *args, timeout=SETUP)
-            except ConnectionError:
-                return worker.address, ""  # it is gone, or starts anew; it gets the plugin when it comes back
+            except ConnectionError:  # it is gone, or starts anew, and gets the plugin when it comes back
+                await self._back(worker)
             except Exception as error:
                 return worker.address, f"{type(error).__name__}: {error}"
             return worker.address, ""
 
         return await asyncio.gather(*(one(worker) for worker in list(scheduler.state.workers.values())))
+
+    async def _back(self, worker: WorkerState) -> None:
+        """Wait for the worker that comes in the place of one that starts anew."""
+        deadline = time.monotonic() + COMING_BACK
+        while (left := deadline - time.monotonic()) > 0:
+            if any(
+                other.name == worker.name for other in self._scheduler.state.workers.values() if other is not worker
+            ):
+                return
+            await self._scheduler._change(left)
 
     def for_new_worker(self) -> Sequence[tuple[str, str, bytes]]:
         """``(kind, name, pickle)`` of what a worker that joins has to set up."""
