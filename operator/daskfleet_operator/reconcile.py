@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from daskfleet_operator import names
+from daskfleet_operator.adoption import Adoption
 from daskfleet_operator.asking import Asking
 from daskfleet_operator.events import Events
 from daskfleet_operator.kube.client import JSON_PATCH, MERGE, STRATEGIC, Api, ApiError
@@ -71,6 +72,7 @@ class Reconciler:
         self._now = now
         self._creating = asyncio.Semaphore(CREATES)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._adoption = Adoption(api, store, schedulers, now)
         asking = Asking(api, store, schedulers, beside=self._beside, wake=wake, now=now)
         self._appliers: Mapping[type, Callable[[model.Key, Any], Coroutine[Any, Any, bool]]] = {
             model.Create: self._create,
@@ -89,6 +91,10 @@ class Reconciler:
             model.AskEvents: asking.events,
             model.Forget: self._forget,
             model.SetBackoff: self._set_backoff,
+            model.Adopt: self._adoption.adopt,
+            model.Release: self._adoption.release,
+            model.FindPods: self._adoption.find_pods,
+            model.ReadToken: self._adoption.read_token,
         }
 
     async def close(self) -> None:
@@ -163,7 +169,7 @@ class Reconciler:
                 return await self._exists(key, action)
             return self._refused(key, memory_key, error, self._generation(key, action.body))
         self._store.changed(action.kind, answer)
-        self._drop_refusal(key, memory_key)
+        self._store.accepted(key, memory_key)
         return True
 
     async def _exists(self, key: model.Key, action: model.Create) -> bool:
@@ -186,7 +192,7 @@ class Reconciler:
                 return False
             return self._refused(key, memory_key, error, self._generation(key, action.body))
         self._store.changed(action.kind, answer)
-        self._drop_refusal(key, memory_key)
+        self._store.accepted(key, memory_key)
         return True
 
     async def _patch(self, key: model.Key, action: model.Patch) -> bool:
@@ -209,7 +215,7 @@ class Reconciler:
             undecided = "exceeded quota" in error.message or "does not support dry run" in error.message
             if not undecided:
                 return self._refused(key, action.what, error, action.generation)
-        self._drop_refusal(key, action.what)
+        self._store.accepted(key, action.what)
         self._store.remember(
             key, lambda memory: replace(memory, approved={**memory.approved, action.what: action.fingerprint})
         )
@@ -238,7 +244,7 @@ class Reconciler:
         if refused:
             self._refused(key, f"Pod/{action.group}", refused[0], action.generation)
         elif any(result is True for result in results):
-            self._drop_refusal(key, f"Pod/{action.group}")
+            self._store.accepted(key, f"Pod/{action.group}")
         for result in results:
             if isinstance(result, BaseException):
                 raise result
@@ -261,7 +267,7 @@ class Reconciler:
                 return False
             known = base64.b64decode((found.get("data") or {}).get(names.TOKEN_KEY, "")).decode()
         self._schedulers.set_token(key, known)
-        self._drop_refusal(key, f"Secret/{action.name}")
+        self._store.accepted(key, f"Secret/{action.name}")
         self._store.remember(key, lambda memory: replace(memory, token_ensured=self._now()))
         return True
 
@@ -283,25 +289,11 @@ class Reconciler:
         known = self._store.observed(key).memory.refusals.get(what)
         if known is None or known.message != error.message:
             logger.info("%s: the API server refused %s: %s", key, what, error.message)
-
-        def change(memory: Memory) -> Memory:
-            before = memory.refusals.get(what)
-            count = before.count + 1 if before is not None and before.generation == generation else 1
-            refusal = model.Refusal(error.reason, error.message, self._now(), count, generation)
-            return replace(memory, refusals={**memory.refusals, what: refusal})
-
-        self._store.remember(key, change)
+        self._store.refused(key, what, model.Refusal(error.reason, error.message, self._now(), 1, generation))
         return False
 
-    def _drop_refusal(self, key: model.Key, what: str) -> None:
-        def change(memory: Memory) -> Memory:
-            kept = {name: refusal for name, refusal in memory.refusals.items() if name != what}
-            return replace(memory, refusals=kept)
-
-        self._store.remember(key, change)
-
     async def _forget(self, key: model.Key, action: model.Forget) -> bool:
-        self._drop_refusal(key, action.refusal)
+        self._store.accepted(key, action.refusal)
         return True
 
     async def _set_backoff(self, key: model.Key, action: model.SetBackoff) -> bool:
@@ -314,7 +306,8 @@ class Reconciler:
 
     async def _mark(self, key: model.Key, action: model.MarkVictims) -> bool:
         victims = await self._choose(key, action)
-        results = await asyncio.gather(*(self._mark_one(key, pod) for pod in victims))
+        mark = self._adoption.mark if action.adopted else self._mark_one
+        results = await asyncio.gather(*(mark(key, pod) for pod in victims))
         return any(results)
 
     async def _choose(self, key: model.Key, action: model.MarkVictims) -> list[Pod]:
@@ -363,10 +356,16 @@ class Reconciler:
             if scheduler is None:
                 raise SchedulerError("the scheduler's Service has no address")
             await scheduler.retire(action.pods, seconds=max(1.0, action.deadline - self._now()))
-            await asyncio.gather(*(self._delete_pod(key, model.DeletePod(pod, "retired")) for pod in action.pods))
+            if action.adopted:
+                there = {pod.uid for pod in self._store.observed(key).pods}
+                self._store.remember(key, lambda memory: replace(memory, retired=(memory.retired | uids) & there))
+            else:
+                await asyncio.gather(*(self._delete_pod(key, model.DeletePod(pod, "retired")) for pod in action.pods))
         except (SchedulerError, ApiError) as error:
             logger.info("%s: retirement of %d workers is tried again: %s", key, len(uids), error)
             again = 1.0
+            if action.adopted:  # the release's token may be another by now
+                self._store.remember(key, lambda memory: replace(memory, token_ensured=None))
         finally:
             self._store.remember(key, lambda memory: replace(memory, retiring=memory.retiring - uids))
             self._wake_in(key, again)

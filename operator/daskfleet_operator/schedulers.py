@@ -11,6 +11,7 @@ from daskfleet_operator import names
 from daskfleet_operator.kube.client import Api
 from daskfleet_operator.kube.kinds import POD, SERVICE
 from daskfleet_operator.kube.objects import Pod
+from daskfleet_operator.plan.adopt import adopting
 from daskfleet_operator.plan.model import Key, Observed
 from daskfleet_operator.plan.status import scheduler_pod
 from daskfleet_operator.scheduler_api import SchedulerApi
@@ -49,15 +50,19 @@ class Schedulers:
     def of(self, observed: Observed) -> SchedulerApi | None:
         """The cluster's scheduler, or None while it has no address."""
         service, key = observed.service, observed.key
+        if observed.cluster is not None and adopting(observed.cluster):  # charts differ in their Services, pods agree
+            return self._in(key, scheduler_pod(observed))
         if service is None:
             return None
         if not self._api.connection.in_cluster:
             proxied = SERVICE.path(key.namespace, f"{service.name}:{service.http_port}", "proxy")
             return self._open(key, self._api.connection.server + proxied)
         if service.address in (None, "None", ""):  # headless
-            pod = scheduler_pod(observed)
-            return None if pod is None or pod.ip is None else self.of_pod(key, pod)
+            return self._in(key, scheduler_pod(observed))
         return self._open(key, f"http://{_host(service.address)}:{service.http_port}")
+
+    def _in(self, key: Key, pod: Pod | None) -> SchedulerApi | None:
+        return None if pod is None or pod.ip is None else self.of_pod(key, pod)
 
     def of_pod(self, key: Key, pod: Pod) -> SchedulerApi:
         """The scheduler in this pod, before its Service leads to it."""

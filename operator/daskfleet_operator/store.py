@@ -28,7 +28,7 @@ from daskfleet_operator.kube.kinds import (
     Kind,
 )
 from daskfleet_operator.kube.objects import Budget, Deployment, Pod, Service, version_of
-from daskfleet_operator.plan.model import Key, Memory, Observed
+from daskfleet_operator.plan.model import Key, Memory, Observed, Refusal
 
 BURIED = 20_000  # uids remembered: more than can be deleted while one request is under way
 
@@ -130,6 +130,25 @@ class Store:
         if (entry := self._entries.get(key)) is not None:
             entry.memory = change(entry.memory)
 
+    def refused(self, key: Key, what: str, refusal: Refusal) -> None:
+        """Remember a refusal; a repeated one, while the resource stays as it is, is counted."""
+
+        def change(memory: Memory) -> Memory:
+            before = memory.refusals.get(what)
+            count = before.count + 1 if before is not None and before.generation == refusal.generation else 1
+            return replace(memory, refusals={**memory.refusals, what: replace(refusal, count=count)})
+
+        self.remember(key, change)
+
+    def accepted(self, key: Key, what: str) -> None:
+        """Forget a refusal."""
+
+        def change(memory: Memory) -> Memory:
+            kept = {name: refusal for name, refusal in memory.refusals.items() if name != what}
+            return replace(memory, refusals=kept)
+
+        self.remember(key, change)
+
     # --- reading ---------------------------------------------------------------------------------------------------
 
     def observed(self, key: Key) -> Observed:
@@ -145,6 +164,7 @@ class Store:
             job=_custom(objects[JOB].get(key.name)),
             pods=tuple(_told(pod, entry.memory) for pod in objects[POD].values() if isinstance(pod, Pod)),
             deployment=_typed(objects[DEPLOYMENT].get(scheduler), Deployment),
+            deployments={name: it for name, it in objects[DEPLOYMENT].items() if isinstance(it, Deployment)},
             service=_typed(objects[SERVICE].get(scheduler), Service),
             budget=_typed(objects[BUDGET].get(scheduler), Budget),
             memory=entry.memory,

@@ -6,7 +6,7 @@ A thousand pods as parsed JSON are some 15 MB, and most of it is managedFields a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from daskfleet_operator import names
@@ -74,7 +74,7 @@ class Pod:
             ready=is_ready,
             ready_since=parse_time(ready.get("lastTransitionTime")) if is_ready else None,
             template=annotations.get(names.TEMPLATE, ""),
-            retire_since=parse_time(retiring.get("lastTransitionTime")) if retiring.get("status") == "True" else None,
+            retire_since=_retire_since(retiring, annotations),
             owner=controller(raw),
             ip=status.get("podIP"),
             http_port=_http_port(raw),
@@ -114,24 +114,44 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """The scheduler's Deployment; ``refusal`` is why it could not make its pod, as the API server said."""
+    """The scheduler's Deployment, or one that is adopted.
+
+    ``refusal`` is why it could not make its pods, as the API server said. The rest is known of adopted ones only:
+    ``labelled``, whether its pods carry our labels; ``settled``, whether it has as many pods as it was told last.
+    """
 
     name: str
     version: int
     owner: str | None
     template: str
     refusal: str | None
+    adopted_by: str = ""
+    replicas: int = 0
+    labelled: bool = False
+    settled: bool = False
 
     @classmethod
     def parse(cls, raw: Json) -> Deployment:
         conditions = {item["type"]: item for item in raw.get("status", {}).get("conditions") or ()}
         failure = conditions.get("ReplicaFailure", {})
-        return cls(
+        known = cls(
             name=raw["metadata"]["name"],
             version=version_of(raw),
             owner=controller(raw),
             template=template_of(raw),
             refusal=failure.get("message") if failure.get("status") == "True" else None,
+        )
+        adopted_by = (raw["metadata"].get("annotations") or {}).get(names.ADOPTED_BY, "")
+        if not adopted_by:
+            return known
+        status, replicas = raw.get("status") or {}, raw["spec"].get("replicas", 1)
+        seen = status.get("observedGeneration", 0) >= raw["metadata"].get("generation", 0)
+        return replace(
+            known,
+            adopted_by=adopted_by,
+            replicas=replicas,
+            labelled=_labels_of(raw).get(names.CLUSTER_LABEL) == adopted_by,
+            settled=seen and status.get("replicas", 0) == replicas,
         )
 
 
@@ -162,6 +182,18 @@ def controller(raw: Json) -> str | None:
         if reference.get("controller"):
             return str(reference["uid"])
     return None
+
+
+def _labels_of(deployment: Json) -> dict[str, str]:
+    """Labels of its pods."""
+    return deployment["spec"]["template"].get("metadata", {}).get("labels") or {}
+
+
+def _retire_since(condition: Json, annotations: dict[str, str]) -> float | None:
+    """Since when the pod is marked to retire: by a condition, or by an annotation on adopted ones."""
+    if condition.get("status") == "True":
+        return parse_time(condition.get("lastTransitionTime"))
+    return parse_time(annotations.get(names.RETIRING_SINCE))
 
 
 def _http_port(raw: Json) -> int:

@@ -42,6 +42,7 @@ class Reason(StrEnum):
     CONFLICTING_AUTOSCALER = "ConflictingAutoscaler"
     SCHEDULER_UNREACHABLE = "SchedulerUnreachable"
     NAME_TAKEN = "NameTaken"
+    DEPLOYMENT_NOT_FOUND = "DeploymentNotFound"
 
 
 def timestamp(now: float) -> str:

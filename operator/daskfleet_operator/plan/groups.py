@@ -28,9 +28,14 @@ def plan_groups(observed: Observed, cluster: Json, may_start: bool, now: float) 
     if default not in groups:
         if may_start and may_attempt(observed.memory.refusals.get(f"DaskWorkerGroup/{default}"), cluster, now):
             actions.append(Create(WORKERGROUP, default, default_group(observed.key, cluster)))
-    elif (followed := _follow(cluster, groups[default])) is not None:
+    elif (followed := follow(cluster, groups[default])) is not None:
         actions.append(followed)
-    actions += [
+    return actions + plan_ownership(observed, cluster)
+
+
+def plan_ownership(observed: Observed, cluster: Json) -> list[Action]:
+    """Groups and autoscalers that users made themselves become the cluster's."""
+    return [
         Patch(kind, resource["metadata"]["name"], _adoption(cluster, resource, component))
         for kind, component, resources in (
             (WORKERGROUP, names.WORKERGROUP, observed.groups),
@@ -39,7 +44,6 @@ def plan_groups(observed: Observed, cluster: Json, may_start: bool, now: float) 
         for resource in resources
         if not _owned(resource, cluster) and "deletionTimestamp" not in resource["metadata"]
     ]
-    return actions
 
 
 def default_group(key: Key, cluster: Json) -> Json:
@@ -67,11 +71,12 @@ def worker_hash(resource: Json) -> str:
     return templates.fingerprint(worker.get("metadata") or {}, worker["spec"])
 
 
-def _follow(cluster: Json, group: Json) -> Action | None:
+def follow(cluster: Json, group: Json) -> Action | None:
+    """Hand down to the default group what changed in the cluster; an adopted one has no template."""
     annotations = group["metadata"].get("annotations") or {}
     changes: list[Json] = []
     noted: Json = {}
-    if annotations.get(names.TEMPLATE) != worker_hash(cluster):
+    if "adopt" not in group["spec"] and annotations.get(names.TEMPLATE) != worker_hash(cluster):
         worker = cluster["spec"]["worker"]
         changes.append({"op": "add", "path": "/spec/worker/spec", "value": worker["spec"]})
         changes.append({"op": "add", "path": "/spec/worker/metadata", "value": worker.get("metadata") or {}})

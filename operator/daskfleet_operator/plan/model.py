@@ -72,6 +72,8 @@ class Memory:
     idle_since: float | None = None
     idle_asked: float | None = None
     retiring: frozenset[str] = frozenset()  # uids of pods that a task is retiring now
+    retired: frozenset[str] = frozenset()  # uids of adopted pods that have been emptied
+    looked: Mapping[str, float] = field(default_factory=dict)  # by adopted Deployment, when its pods were listed
     scheduler_answers: str | None = None  # uid of the scheduler pod whose /health was seen to answer
     token_ensured: float | None = None
     approved: Mapping[str, str] = field(default_factory=dict)  # fingerprints of templates, see `plan.trial`
@@ -89,6 +91,7 @@ class Observed:
     job: Json | None = None
     pods: tuple[Pod, ...] = ()
     deployment: Deployment | None = None
+    deployments: Mapping[str, Deployment] = field(default_factory=dict)  # by name, the scheduler's among them
     service: Service | None = None
     budget: Budget | None = None
     memory: Memory = Memory()
@@ -160,14 +163,52 @@ class MarkVictims:
     group: str
     count: int
     candidates: tuple[Pod, ...]
+    adopted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """Have the scheduler retire exactly these marked pods, in the background, and delete them then."""
+    """Have the scheduler retire exactly these marked pods, in the background, and delete them then.
+
+    Adopted ones are not deleted but remembered as retired: their Deployment ends them.
+    """
 
     pods: tuple[Pod, ...]
     deadline: float
+    adopted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Write on a Deployment that this cluster has adopted it, unless it belongs to another.
+
+    `group` is the workers' DaskWorkerGroup, None for the scheduler's.
+    """
+
+    deployment: str
+    group: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Take that off again, once the DaskCluster is certain to be gone."""
+
+    deployment: str
+
+
+@dataclass(frozen=True, slots=True)
+class FindPods:
+    """Label the pods of an adopted Deployment that carry no label of ours, so that they are watched."""
+
+    deployment: str
+    group: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadToken:
+    """Read the token that an adopted scheduler has, from where its Deployment has it."""
+
+    deployment: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +284,10 @@ Action = (
     | AskEvents
     | Forget
     | SetBackoff
+    | Adopt
+    | Release
+    | FindPods
+    | ReadToken
 )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import Json
-from daskfleet_operator.plan import autoscale, groups, held_up, idle, job, scheduler, status, trial
+from daskfleet_operator.plan import adopt, autoscale, groups, held_up, idle, job, scheduler, status, trial
 from daskfleet_operator.plan.model import Action, AwaitScheduler, Backoff, Forget, Observed, Plan, StatusWrite
 from daskfleet_operator.plan.replicas import GroupState, plan_replicas, sort_pods
 
@@ -31,8 +31,11 @@ def plan(observed: Observed, now: float) -> Plan:
         actions += job_actions
         wakes.append(wake_at)
     cluster = observed.cluster
-    if cluster is not None and not _leaving(cluster):
-        actions += _plan_cluster(observed, cluster, wakes, now)
+    if cluster is None:
+        actions += adopt.plan_release(observed)
+    elif not _leaving(cluster):
+        policy = _plan_adopting if adopt.adopting(cluster) else _plan_cluster
+        actions += policy(observed, cluster, wakes, now)
     questions, wake_at = held_up.plan_held_up(observed, now)
     actions += questions
     wakes.append(wake_at)
@@ -61,9 +64,7 @@ def _plan_cluster(observed: Observed, cluster: Json, wakes: list[float | None], 
     actions += scheduler.plan_scheduler(observed, cluster, may_start, may_roll, now)
     wakes.append(scheduler.retry_at(observed, cluster))
     actions += groups.plan_groups(observed, cluster, may_start or observed.deployment is not None, now)
-    pod = status.scheduler_pod(observed)
-    if pod is not None and pod.ip and pod.phase == "Running" and observed.memory.scheduler_answers != pod.uid:
-        actions.append(AwaitScheduler(pod))
+    actions += _await_scheduler(observed)
     for group in observed.groups:
         if not _leaving(group):
             state = group_state(observed, cluster, group)
@@ -79,6 +80,28 @@ def _plan_cluster(observed: Observed, cluster: Json, wakes: list[float | None], 
             actions += more
             wakes.append(wake_at)
     return actions
+
+
+def _plan_adopting(observed: Observed, cluster: Json, wakes: list[float | None], now: float) -> list[Action]:
+    actions, wake_at = adopt.plan_adoption(observed, cluster, now)
+    actions += _await_scheduler(observed)
+    wakes += [scheduler.retry_at(observed, cluster), wake_at]
+    for group in observed.groups:
+        if "adopt" in group["spec"] and not _leaving(group):
+            state = adopt.adopted_state(observed, group)
+            more, wake_at = ([], None) if state is None else adopt.plan_adopted(state, now)
+            actions += more
+            wakes.append(wake_at)
+    more, wake_at = autoscale.plan_autoscalers(observed, cluster, now)
+    wakes.append(wake_at)
+    return actions + more
+
+
+def _await_scheduler(observed: Observed) -> list[Action]:
+    pod = status.scheduler_pod(observed)
+    if pod is not None and pod.ip and pod.phase == "Running" and observed.memory.scheduler_answers != pod.uid:
+        return [AwaitScheduler(pod)]
+    return []
 
 
 def group_state(observed: Observed, cluster: Json, group: Json) -> GroupState:

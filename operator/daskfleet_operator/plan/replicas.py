@@ -54,8 +54,10 @@ class Pods:
 
 
 def sort_pods(pods: Sequence[Pod], group: Json) -> Pods:
-    """The group's pods that are not being deleted already. By owner: an earlier group of that name has left others."""
-    mine = [pod for pod in pods if pod.owner == group["metadata"]["uid"] and not pod.deleting]
+    """The group's pods that are not being deleted already. By owner: an earlier group of that name has left others.
+    Those of an adopted Deployment are not the group's, and are told by their label."""
+    name, uid, adopted = group["metadata"]["name"], group["metadata"]["uid"], "adopt" in group["spec"]
+    mine = [pod for pod in pods if not pod.deleting and (pod.group == name if adopted else pod.owner == uid)]
     return Pods(
         active=tuple(pod for pod in mine if not pod.finished and pod.retire_since is None),
         marked=tuple(pod for pod in mine if not pod.finished and pod.retire_since is not None),

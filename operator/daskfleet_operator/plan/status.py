@@ -13,6 +13,7 @@ from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import CLUSTER, WORKERGROUP, Json
 from daskfleet_operator.kube.objects import Pod
 from daskfleet_operator.plan import scheduler
+from daskfleet_operator.plan.adopt import adopting, deployments_of
 from daskfleet_operator.plan.conditions import Reason, condition, merged
 from daskfleet_operator.plan.groups import replicas_of, worker_hash
 from daskfleet_operator.plan.model import Event, Observed, Refusal, StatusWrite
@@ -23,6 +24,7 @@ Trouble = tuple[Reason, str]
 FAILURE = "ReplicaFailure"
 READY = "Ready"
 SCHEDULER_READY = "SchedulerReady"
+FATAL = (Reason.REFUSED, Reason.NAME_TAKEN, Reason.FORBIDDEN, Reason.DEPLOYMENT_NOT_FOUND)
 
 
 def scheduler_pod(observed: Observed) -> Pod | None:
@@ -50,6 +52,8 @@ def refusal_trouble(refusal: Refusal | None) -> Trouble | None:
         return (Reason.QUOTA_EXCEEDED if "quota" in refusal.message else Reason.FORBIDDEN), refusal.message
     if refusal.reason == "AlreadyExists":
         return Reason.NAME_TAKEN, refusal.message
+    if refusal.reason == "NotFound":
+        return Reason.DEPLOYMENT_NOT_FOUND, refusal.message
     return Reason.REFUSED, refusal.message
 
 
@@ -88,7 +92,9 @@ def _failure(trouble: Trouble | None, generation: int) -> Json:
 def group_trouble(observed: Observed, group: Json, now: float) -> Trouble | None:
     """What keeps the group from its workers."""
     name = group["metadata"]["name"]
-    refusal = observed.memory.refusals.get(f"Pod/{name}")
+    refusal = observed.memory.refusals.get(
+        f"Deployment/{adopted}" if (adopted := group["spec"].get("adopt")) else f"Pod/{name}"
+    )
     pods = [pod for pod in observed.pods if pod.group == name and pod.retire_since is None]
     backoff = observed.memory.backoffs.get(name)
     trouble = refusal_trouble(refusal) or pods_trouble(pods, now)
@@ -127,7 +133,7 @@ def _group_ready(
 ) -> Json:
     generation = group["metadata"].get("generation", 0)
     ready = sum(pod.ready for pod in active)
-    outdated = sum(pod.template != worker_hash(group) for pod in active)
+    outdated = 0 if "adopt" in group["spec"] else sum(pod.template != worker_hash(group) for pod in active)
     if scheduler.suspended(cluster):
         return condition(READY, False, Reason.SUSPENDED, "spec.suspend of the cluster is true", generation)
     count = f"{ready} of {replicas} workers are ready"
@@ -176,10 +182,12 @@ def cluster_status(observed: Observed, cluster: Json, now: float) -> StatusWrite
 def phase(observed: Observed, cluster: Json, now: float) -> str:
     """dask-kubernetes' word for how far the cluster is."""
     trouble = scheduler_trouble(observed, now)
-    if trouble is not None and trouble[0] in (Reason.REFUSED, Reason.NAME_TAKEN, Reason.FORBIDDEN):
+    if trouble is not None and trouble[0] in FATAL:
         return "Error"
     if scheduler.suspended(cluster):
         return "Suspended"
+    if adopting(cluster):
+        return "Running" if scheduler_ready(observed) else "Pending"
     if observed.deployment is None or observed.service is None:
         return "Created"
     return "Running" if scheduler_ready(observed) and not observed.service.awaits_balancer else "Pending"
@@ -187,6 +195,8 @@ def phase(observed: Observed, cluster: Json, now: float) -> str:
 
 def scheduler_trouble(observed: Observed, now: float) -> Trouble | None:
     """What keeps the scheduler from running."""
+    if observed.cluster is not None and adopting(observed.cluster):
+        return _adopted_trouble(observed, observed.cluster, now)
     name = names.scheduler_name(observed.key.name)
     for what in (
         "Template/scheduler",
@@ -206,6 +216,17 @@ def scheduler_trouble(observed: Observed, now: float) -> Trouble | None:
     if observed.deployment is not None and observed.deployment.refusal is not None:
         quota = "quota" in observed.deployment.refusal
         return (Reason.QUOTA_EXCEEDED if quota else Reason.REFUSED), observed.deployment.refusal
+    pod = scheduler_pod(observed)
+    return None if pod is None else pods_trouble([pod], now)
+
+
+def _adopted_trouble(observed: Observed, cluster: Json, now: float) -> Trouble | None:
+    """What keeps a cluster from being adopted, or its scheduler from running."""
+    refusals = observed.memory.refusals
+    token = f"Secret/{cluster['spec']['adopt']['scheduler']}"
+    for what in (*(f"Deployment/{name}" for name in deployments_of(observed.key, cluster)), token):
+        if trouble := refusal_trouble(refusals.get(what)):
+            return trouble
     pod = scheduler_pod(observed)
     return None if pod is None else pods_trouble([pod], now)
 

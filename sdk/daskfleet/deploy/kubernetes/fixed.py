@@ -1,9 +1,10 @@
 """Clusters that no operator made: a scheduler and workers as plain Deployments, as Helm charts install them.
 
 They are found by their labels (daskfleet's chart and dask's own ``dask`` chart) and scaled by their worker Deployment's
-replicas. A Deployment chooses by itself which pods end, and an ended worker takes its results along; so for fewer
-workers the scheduler names those that are cheapest to end and moves their data, these pods get the lowest
-``controller.kubernetes.io/pod-deletion-cost``, and only then the number goes down.
+replicas: by the operator, once it has adopted them (`adoption`), else from here. A Deployment chooses by itself which
+pods end, and an ended worker takes its results along; so for fewer workers the scheduler names those that are cheapest
+to end and moves their data, these pods get the lowest ``controller.kubernetes.io/pod-deletion-cost``, and only then the
+number goes down.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from daskfleet.deploy.kubernetes import diagnosis
 from daskfleet.deploy.kubernetes.api import Api, resource_path
 from daskfleet.deploy.kubernetes.errors import ApiError, ClusterNotFound
-from daskfleet.deploy.kubernetes.spec import CLUSTER_LABEL, COMPONENT_LABEL
+from daskfleet.deploy.kubernetes.spec import CLUSTER_LABEL, COMPONENT_LABEL, GROUP_LABEL
 
 if TYPE_CHECKING:
     from daskfleet.deploy.kubernetes.link import Link
@@ -61,21 +62,23 @@ class Fixed:
         Of the cluster, which is the Helm release's.
     layout
         How it is labelled.
+    scheduler, uid
+        Its scheduler's Deployment.
     groups
-        Its worker Deployments; the first is the default group.
+        Its worker Deployments by what users call them; the first is the ``default`` group.
     """
 
     name: str
     layout: Layout
-    groups: tuple[str, ...]
+    scheduler: str
+    uid: str
+    groups: dict[str, str]
 
     def deployment(self, worker_group: str = "default") -> str:
-        """The Deployment of what users call `worker_group`."""
-        if worker_group == "default" and self.groups:
-            return self.groups[0]
-        for group in self.groups:
-            if group == worker_group or group.endswith(f"-{worker_group}"):
-                return group
+        """The Deployment of what users call `worker_group`, by its own name or the group's."""
+        for group, deployment in self.groups.items():
+            if worker_group in (group, deployment):
+                return deployment
         there = ", ".join(self.groups) or "none"
         raise ClusterNotFound(f"cluster {self.name!r} has no worker group {worker_group!r}; it has: {there}")
 
@@ -87,16 +90,29 @@ def owned(deployment: Mapping[str, Any]) -> bool:
 
 def recognise(name: str, layout: Layout, deployments: Iterable[Mapping[str, Any]]) -> Fixed | None:
     """The cluster that these Deployments are, or None when they have no scheduler or a DaskCluster owns them."""
-    groups, scheduler = [], False
+    workers, scheduler = [], None
     for deployment in deployments:
         metadata = deployment["metadata"]
         if owned(deployment):
             continue
         component = metadata["labels"].get(layout.component_label)
-        scheduler = scheduler or component == "scheduler"
-        if component == "worker":
-            groups.append(metadata["name"])
-    return Fixed(name, layout, tuple(sorted(groups, key=lambda group: (len(group), group)))) if scheduler else None
+        if component == "scheduler":
+            scheduler = metadata
+        elif component == "worker":
+            workers.append(metadata)
+    if scheduler is None:
+        return None
+    workers.sort(key=lambda metadata: (len(metadata["name"]), metadata["name"]))
+    groups: dict[str, str] = {}
+    for metadata in workers:
+        groups["default" if not groups else _group_name(name, metadata, workers[0])] = metadata["name"]
+    return Fixed(name, layout, scheduler["name"], scheduler["uid"], groups)
+
+
+def _group_name(cluster: str, metadata: Mapping[str, Any], default: Mapping[str, Any]) -> str:
+    """What to call the group of this worker Deployment: as it is labelled, else by what its name adds."""
+    label = metadata["labels"].get(GROUP_LABEL)
+    return str(label).removeprefix(f"{cluster}-") if label else metadata["name"].removeprefix(f"{default['name']}-")
 
 
 async def find_fixed(api: Api, namespace: str, name: str) -> Fixed | None:

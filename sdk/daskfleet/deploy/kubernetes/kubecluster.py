@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from daskfleet.deploy.cluster import Cluster, Log, Logs, Status
-from daskfleet.deploy.kubernetes import fixed, lifecycle
+from daskfleet.deploy.kubernetes import adoption, fixed, lifecycle
 from daskfleet.deploy.kubernetes import spec as specs
 from daskfleet.deploy.kubernetes.api import Api, configured_context, load_library
 from daskfleet.deploy.kubernetes.errors import (
@@ -48,7 +48,7 @@ class KubeCluster(Cluster):
     """A Dask cluster on Kubernetes, made and scaled by daskfleet's operator.
 
     A cluster of this `name` that a Helm chart has installed (daskfleet's, or dask's own ``dask`` chart) is found as
-    well: it is scaled by its worker Deployment, adapted from this session, and never deleted.
+    well: it is scaled by its worker Deployment, adapted by the operator if there is one, and never deleted.
 
     Every default comes from dask's configuration ``kubernetes.*`` (``kubernetes.image``, ``kubernetes.worker-command``
     …) where that says something. Returns as soon as the scheduler answers; workers start meanwhile
@@ -295,12 +295,14 @@ class KubeCluster(Cluster):
         worker_group
             ``default``, or the name given to `add_worker_group`.
         """
+        if self._adaptive is not None:
+            self._adaptive.stop()
         return self.sync(self._scale, n, worker_group)
 
     async def _scale(self, n: int, worker_group: str = "default") -> None:
         link = self._connected()
         if self._fixed is not None:
-            return await fixed.scale(link, self._fixed.deployment(worker_group), n)
+            return await adoption.scale(link, worker_group, n)
         group = specs.group_name(self.name, worker_group)
         if worker_group == "default" and group not in link.view.groups:  # the operator is about to make it
             async with asyncio.timeout(self.resource_timeout):
@@ -316,34 +318,54 @@ class KubeCluster(Cluster):
     def adapt(self, minimum: int = 0, maximum: int | float = 10, *, enabled: bool = True, **options: Any) -> Any:
         """Let the operator scale the default worker group with the load; it goes on when this session has ended.
 
+        The workers of a Helm release are handed over to the operator for it: `helm upgrade` leaves their number alone
+        meanwhile. Where there is no operator, a release is adapted from this session, which is said.
+
         Parameters
         ----------
         minimum, maximum
             Bounds of the number of workers.
         enabled
-            False ends it, and so does `scale`.
-        """
-        if self._fixed is not None:
-            return self._adapt_from_here(minimum, maximum, enabled, options)
-        if options:
-            raise TypeError(f"the operator decides {', '.join(options)}: adapt takes minimum, maximum and enabled")
-        return self.sync(self._adapt if enabled else self._delete_autoscaler, *((minimum, maximum) if enabled else ()))
+            False ends it, and gives a Helm release its workers back; their number stays as it is. `scale` ends it, too.
+        options
+            Those of `daskfleet.deploy.adaptive.Adaptive`, for a Helm release that is to be adapted from this session.
 
-    def _adapt_from_here(self, minimum: int, maximum: float, enabled: bool, options: dict[str, Any]) -> Any:
-        if enabled:
-            logger.warning("no operator made cluster %s: it is adapted from this session, and only as long", self.name)
-            return super().adapt(minimum, maximum, **options)
+        Returns
+        -------
+        Adaptive or None
+            What decides, if it is this session.
+        """
+        if not enabled:
+            return self.sync(self._end_adapt)
+        if options and self._fixed is None:
+            raise TypeError(f"the operator decides {', '.join(options)}: adapt takes minimum, maximum and enabled")
+        if options:
+            return self._adapt_from_here(minimum, maximum, **options)
+        return self.sync(self._adapt, minimum, maximum)
+
+    async def _adapt(self, minimum: int, maximum: float) -> Any:
+        link = self._connected()
+        if self._fixed is None:
+            return await lifecycle.set_autoscaler(link.api, link.namespace, self.name, minimum, maximum)
         if self._adaptive is not None:
             self._adaptive.stop()
-        return None
+        reason = await adoption.hand_over(link, minimum, maximum)
+        if reason is None:
+            return None
+        logger.warning("cluster %s is adapted from this session, and only as long: %s", self.name, reason)
+        return self._adapt_from_here(minimum, maximum)
 
-    async def _adapt(self, minimum: int, maximum: float) -> None:
-        link = self._connected()
-        await lifecycle.set_autoscaler(link.api, link.namespace, self.name, minimum, maximum)
+    def _adapt_from_here(self, minimum: int, maximum: float, **options: Any) -> Any:
+        return super().adapt(minimum, maximum, **options)
 
-    async def _delete_autoscaler(self) -> None:
+    async def _end_adapt(self) -> None:
         link = self._connected()
-        await lifecycle.delete_autoscaler(link.api, link.namespace, self.name)
+        if self._adaptive is not None:
+            self._adaptive.stop()
+        if self._fixed is not None:
+            await adoption.take_back(link)
+        else:
+            await lifecycle.delete_autoscaler(link.api, link.namespace, self.name)
 
     def add_worker_group(
         self,

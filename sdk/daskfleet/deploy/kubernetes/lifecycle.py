@@ -65,7 +65,7 @@ class Summary:
 
 
 def summarise(cluster: Mapping[str, Any]) -> Summary:
-    """The `Summary` of a DaskCluster resource."""
+    """The `Summary` of a DaskCluster resource; one that has adopted a release stands for that."""
     metadata, status = cluster["metadata"], cluster.get("status") or {}
     return Summary(
         name=metadata["name"],
@@ -74,6 +74,7 @@ def summarise(cluster: Mapping[str, Any]) -> Summary:
         workers=int(status.get("replicas") or 0),
         ready=int(status.get("readyReplicas") or 0),
         created=_time(metadata["creationTimestamp"]),
+        made_by="chart" if "adopt" in cluster["spec"] else "operator",
     )
 
 
@@ -108,10 +109,10 @@ async def list_clusters(api: Api, namespace: str | None = None, *, own: str | No
 async def _list(api: Api, namespace: str | None) -> tuple[list[Summary], Exception | None]:
     """The clusters, made by an operator or not; and the error to raise if there are none."""
     missing: Exception | None = None
-    operated: list[Summary] = []
+    operated: dict[tuple[str, str], Summary] = {}
     try:
         listing = await api.get(resource_path("DaskCluster", namespace))
-        operated = [summarise(item) for item in listing["items"]]
+        operated = {(made.namespace, made.name): made for made in map(summarise, listing["items"])}
     except ApiError as error:
         missing = _without_definitions(error)
         if not isinstance(missing, OperatorMissing):
@@ -119,7 +120,9 @@ async def _list(api: Api, namespace: str | None) -> tuple[list[Summary], Excepti
     charts: dict[tuple[str, str], list[Object]] = {}
     with contextlib.suppress(Forbidden):
         charts = await fixed.list_deployments(api, namespace)
-    return operated + [summarise_chart(*key, deployments) for key, deployments in charts.items()], missing
+    # a release that the operator has adopted is both
+    found = operated | {key: summarise_chart(*key, deployments) for key, deployments in charts.items()}
+    return list(found.values()), missing
 
 
 def summarise_chart(namespace: str, name: str, deployments: list[Object]) -> Summary:
