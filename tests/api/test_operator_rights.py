@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from operator_bed import Namespace, cluster_manifest, eventually, operator
+from operator_bed import Json, Namespace, cluster_manifest, eventually, operator
 
 DEPLOY = Path(__file__).parents[2] / "operator" / "deploy"
 ACCOUNT = "daskfleet-operator"
@@ -75,6 +75,7 @@ def life_of_a_cluster(lab: Namespace) -> None:
     lab.apply({**head, "spec": spec})
     eventually(lambda: lab.condition("daskautoscaler", "rights", "Ready"), "the autoscaler's status")
     eventually(lambda: "ImagePullFailed" in lab.events("rights"), "an event")
+    adoption(lab)
     container = {"containers": [{"name": "job", "image": "example.invalid/nothing:1"}]}
     job = {"job": {"spec": container}, "cluster": {"spec": cluster_manifest("work")["spec"]}}
     head = {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskJob", "metadata": {"name": "work"}}
@@ -82,6 +83,48 @@ def life_of_a_cluster(lab: Namespace) -> None:
     eventually(lambda: lab.get("pod", "work-runner"), "the runner")
     lab.kubectl("patch", "djb", "work", "--type=merge", "-p", '{"spec":{"suspend":true}}')
     eventually(lambda: not lab.get("dsk", "work"), "the suspended job's cluster to go")
+
+
+def adoption(lab: Namespace) -> None:
+    """Deployments labelled as dask's own chart labels them are scaled up, down and given back."""
+    for component, replicas in (("scheduler", 1), ("worker", 2)):
+        lab.apply(deployment(component, replicas))
+    groups = [{"name": "default", "deployment": "rel-dask-worker"}]
+    spec = {"adopt": {"scheduler": "rel-dask-scheduler", "workerGroups": groups}}
+    head = {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskCluster", "metadata": {"name": "rel"}}
+    lab.apply({**head, "spec": spec})
+
+    def replicas() -> int:
+        return int(lab.get("deployment", "rel-dask-worker")["spec"]["replicas"])
+
+    eventually(lambda: len(lab.workers("rel-default")) == 2, "the pods' labels")
+    for size in (3, 1):
+        lab.kubectl("scale", "daskworkergroup", "rel-default", f"--replicas={size}")
+        eventually(lambda size=size: replicas() == size, f"{size} replicas")  # type: ignore[misc]
+    lab.kubectl("delete", "daskcluster", "rel")
+    eventually(
+        lambda: (
+            "annotations" in (meta := lab.get("deployment", "rel-dask-worker")["metadata"])
+            and "kubernetes.dask.org/adopted-by" not in meta["annotations"]
+        ),
+        "the Deployment given back",
+    )
+    assert replicas() == 1
+
+
+def deployment(component: str, replicas: int) -> Json:
+    labels = {"app": "dask", "release": "rel", "component": component}
+    pods = {"containers": [{"name": "main", "image": "example.invalid/nothing:1"}]}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": f"rel-dask-{component}", "labels": labels},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": pods},
+        },
+    }
 
 
 def forbidden(output: str) -> list[str]:

@@ -138,7 +138,7 @@ class AdoptedState:
     def done(self, pod: Pod, now: float) -> bool:
         """Whether a marked pod may end: it is empty, never held anything, or had its time."""
         expired = now >= (pod.retire_since or 0.0) + RETIREMENT
-        return pod.uid in self.retired or pod.ip is None or expired
+        return pod.uid in self.retired or pod.phase == "Pending" or expired
 
 
 def adopted_state(observed: Observed, group: Json) -> AdoptedState | None:
