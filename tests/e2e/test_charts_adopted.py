@@ -72,11 +72,11 @@ async def test_what_a_notebook_begins_goes_on_without_it(release: Release) -> No
 
 def test_it_follows_the_load_and_loses_nothing(release: Release) -> None:
     with KubeCluster.from_name(f"{release.name}/rel") as cluster, cluster.get_client() as client:
-        futures = client.map(slowly, range(300), pure=False)
+        futures = client.map(slowly, range(80), pure=False)
         eventually(lambda: release.replicas() == 4, "four workers")
         cluster.wait_for_workers(4, timeout=60)
         kept = client.scatter([[item] for item in range(40)])  # nothing could compute these again
-        assert client.gather(futures) == list(range(300))
+        assert client.gather(futures) == list(range(80))
         del futures
         before = release.workers_there()
         eventually(lambda: len(release.workers_there()) == 1, "one worker")
@@ -90,11 +90,11 @@ def test_scale_under_load_moves_what_the_workers_hold(release: Release) -> None:
         eventually(lambda: release.replicas() == 4, "four workers")
         cluster.wait_for_workers(4, timeout=60)
         kept = client.scatter([[item] for item in range(40)])
-        futures = client.map(slowly, range(200), pure=False)
+        futures = client.map(slowly, range(40), pure=False)
         cluster.scale(1)
         eventually(lambda: len(release.workers_there()) == 1, "one worker")
         assert client.gather(kept) == [[item] for item in range(40)]
-        assert client.gather(futures) == list(range(200))
+        assert client.gather(futures) == list(range(40))
     group = release.get("daskworkergroup", "rel-default")
     assert (group["spec"]["worker"]["replicas"], group["status"]["replicas"]) == (1, 1)
     assert not release.get("daskautoscaler", "rel")

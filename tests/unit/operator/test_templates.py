@@ -118,7 +118,7 @@ def test_the_service_gets_its_selector_with_the_schedulers_first_address_and_kee
 
     def written(*pods: Pod, known: Service | None = None) -> Json | None:
         state = replace(observed(source), pods=pods, service=known)
-        actions = scheduler.plan_scheduler(state, source, True, NOW)
+        actions = scheduler.plan_scheduler(state, source, True, True, NOW)
         return next((action.body["spec"] for action in actions if action.kind.name == "Service"), None)
 
     starting, started = scheduler_pod(ip=None, ready=False), scheduler_pod()
