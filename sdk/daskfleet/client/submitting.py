@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -227,13 +228,30 @@ class Submitting(Gathering):
             if new or state.status == CANCELLED:
                 rows.append((state.cid, name, dumps(value)))
         if rows:
-            await self._call("scatter", rows, workers, broadcast)
+            await self._put(rows, workers, broadcast)
         futures = [Future(state) for state in states]
         if isinstance(data, dict):
             return dict(zip(names, futures, strict=True))
         if isinstance(data, (list, tuple, set, frozenset)):
             return type(data)(futures)
         return futures[0]
+
+    async def _put(self, rows: list[tuple[int, Key, Serialized]], workers: list[str], broadcast: bool) -> None:
+        """Put data where the scheduler says, and tell it what came of that."""
+        named = [(cid, key) for cid, key, _ in rows]
+        number, parts = await self._call("scatter_begin", named, workers, broadcast)
+        kept: list[tuple[str, int, int, str]] = []
+
+        async def put(address: str, part: list[tuple[int, int]]) -> None:
+            payload = [(id, rows[position][1], rows[position][2]) for position, id in part]
+            answer = await self._ask_worker(address, "put_data", self._info["id"], payload)
+            kept.extend((address, *row) for row in answer)
+
+        outcomes = await asyncio.gather(*(put(address, part) for address, part in parts), return_exceptions=True)
+        await self._call("scatter_end", number, kept)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     def cancel(
         self,

@@ -2,8 +2,8 @@
 
 from daskfleet.comm.addresses import Address, parse_address
 from daskfleet.comm.connection import CommClosedError, Connection, RemoteError
+from daskfleet.comm.opening import Listener, connect, listen
 from daskfleet.comm.pool import Pool
-from daskfleet.comm.tcp import Listener, connect, listen
 
 __all__ = [
     "Address",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 
-SCHEMES = ("tcp", "tls")
+SCHEMES = ("tcp", "tls", "unix", "inproc")
+#: What stands for every interface when it is listened on.
+ANY = ("", "0.0.0.0", "::")
 DEFAULT_SCHEDULER_PORT = 8786
 
 
@@ -34,7 +36,7 @@ def parse_address(text: str, *, default_port: int | None = DEFAULT_SCHEDULER_POR
     if not sep:
         given, rest = scheme, given
     if given not in SCHEMES:
-        raise ValueError(f"address {text!r}: unknown scheme {given!r}, expected {' or '.join(SCHEMES)}")
+        raise ValueError(f"address {text!r}: unknown scheme {given!r}, expected {' or '.join(SCHEMES[:2])}")
     rest = rest.rstrip("/")
     if rest.startswith("["):
         host, _, port = rest[1:].partition("]")
@@ -48,6 +50,11 @@ def parse_address(text: str, *, default_port: int | None = DEFAULT_SCHEDULER_POR
     if not host or not port.isdecimal() or int(port) > 65535:
         raise ValueError(f"address {text!r}: expected something like tcp://10.0.0.1:8786")
     return Address(given, host, int(port))
+
+
+def place(host: str) -> str:
+    """One spelling of a host that is listened on or looked for: ``"*"`` for every interface."""
+    return "*" if host in ANY else "127.0.0.1" if host == "localhost" else host
 
 
 def own_ip(towards: str = "8.8.8.8") -> str:

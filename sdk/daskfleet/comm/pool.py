@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from daskfleet.comm.connection import Connection
-from daskfleet.comm.tcp import connect
+from daskfleet.comm.opening import connect
 
 
 class Pool:

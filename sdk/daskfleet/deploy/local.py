@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import pickle
 import sys
 import uuid
@@ -272,6 +271,5 @@ if __name__ == "__main__":
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the notebook; the pipe's end is for us
     logging.basicConfig(level=int(sys.argv[1]), format="%(asctime)s - %(name)s - %(levelname)s - %(message)s")
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "65536")
     sys.path[:] = json.loads(sys.argv[2])  # functions are imported from where our parent imports them
     asyncio.run(_serve_orders())

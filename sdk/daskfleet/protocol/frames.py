@@ -13,14 +13,14 @@ a few kilobytes until it has authenticated (`handshake`), and what the operator 
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import numbers
 import struct
 from collections.abc import Iterator
 from typing import Any
 
 import msgpack
+
+from daskfleet.protocol.buffers import allocate
 
 HEAD = struct.Struct("<II")
 SCRATCH = 256 * 1024
@@ -32,9 +32,6 @@ MAX_BUFFERS = 16 * 1024
 
 Message = tuple[Any, ...]
 Buffer = bytes | bytearray | memoryview
-
-#: From this size on a received buffer is mapped memory of its own.
-MAPPED = 1 << 20
 
 _EXT_BUFFER = 1
 _EXT_INLINE = 2
@@ -119,6 +116,11 @@ class FrameReader:
         self._parts: list[memoryview] = []  # of a frame that the scratch cannot hold
         self._part = self._filled = 0  # the part being received, and how much of it is there
 
+    @property
+    def large(self) -> bool:
+        """Whether what comes next belongs to a frame that is received in parts."""
+        return bool(self._parts)
+
     def buffer(self) -> memoryview:
         """Where the next bytes of the stream belong; never empty."""
         if self._parts:
@@ -184,7 +186,7 @@ class FrameReader:
         return _decode(header, buffers)
 
     def _receive_apart(self, at: int, header_size: int, sizes: tuple[int, ...]) -> None:
-        self._parts = [_allocate(size) for size in (header_size, *sizes)]
+        self._parts = [allocate(size) for size in (header_size, *sizes)]
         self._part = self._filled = 0
         while at < self._end:
             target = self._parts[self._part][self._filled :]
@@ -204,15 +206,3 @@ class FrameReader:
         rest = bytes(self._scratch[self._start : self._end])
         self._scratch[: len(rest)] = rest
         self._start, self._end = 0, len(rest)
-
-
-def _allocate(size: int) -> memoryview:
-    """Writable memory. Large pieces come straight from the system: it need not be zeroed twice, comes in huge pages
-    where there are any, and goes back at once when it is dropped."""
-    if size < MAPPED:
-        return memoryview(bytearray(size))
-    mapped = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(mapped)

@@ -8,6 +8,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from daskfleet.worker import heap
 from daskfleet.worker.memory import MemoryMonitor, resident_memory
 
 if TYPE_CHECKING:
@@ -19,13 +20,21 @@ logger = logging.getLogger(__name__)
 HEARTBEAT = 0.5
 #: Seconds between looks at our memory (``distributed.worker.memory.monitor-interval``).
 LOOK = 0.2
+#: Share of the memory limit from which on memory is short.
+SHORT = 0.5
+#: Percent of a processor below which a worker has nothing to do.
+IDLE = 5.0
 
 
 async def watch_memory(worker: Worker, monitor: MemoryMonitor) -> None:
     """Spill, pause and resume as the memory fills and empties."""
     while worker.status != "closed":
         await asyncio.sleep(LOOK)
-        paused = monitor.look(resident_memory())
+        resident = resident_memory()
+        if resident > SHORT * monitor.limit:  # what is merely kept for reuse is not to be spilled for
+            heap.give_back()
+            resident = resident_memory()
+        paused = monitor.look(resident)
         if paused != worker.machine.paused:
             used = 100 * resident_memory() // monitor.limit
             logger.warning("%s: %d %% of the memory limit is in use", "pausing" if paused else "resuming", used)
@@ -38,11 +47,15 @@ async def watch_memory(worker: Worker, monitor: MemoryMonitor) -> None:
 async def beat(worker: Worker) -> None:
     """Tell the scheduler how we are."""
     last_time, last_used = time.monotonic(), sum(os.times()[:2])
+    worked = False
     while worker.status != "closed":
         machine = worker.machine
         now, used = time.monotonic(), sum(os.times()[:2])
         cpu = 100 * (used - last_used) / max(now - last_time, 0.01)
         last_time, last_used = now, used
+        if worked and cpu < IDLE:
+            heap.give_back()
+        worked = cpu >= IDLE
         if worker._scheduler is not None:
             metrics = {
                 "memory": resident_memory(),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import pickle
@@ -24,6 +23,7 @@ from typing import Any, NoReturn
 from daskfleet.compat import VARIABLE, as_distributed
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.importing import when_imported
+from daskfleet.worker import heap
 from daskfleet.worker.link import WorkerEnd
 from daskfleet.worker.server import Worker
 
@@ -32,12 +32,9 @@ logger = logging.getLogger(__name__)
 #: Exit status of a worker whose start failed in a way that another attempt would not mend.
 HOPELESS = 78
 
-_M_TRIM_THRESHOLD = -1
-
 
 def run(options: dict[str, Any], pipe: socket.socket) -> int:
     """Run a worker to its end; the process's exit status."""
-    _trim_memory()
     if os.environ.get(VARIABLE):
         as_distributed()
     when_imported("dask", _configure_dask)
@@ -57,6 +54,7 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
     options = dict(options)
     predecessor = options.pop("predecessor", "")
     worker: Worker = options.pop("worker_class", Worker)(**options)
+    heap.keep_freed_memory(worker.memory_limit)
 
     def leave() -> None:
         tasks.append(loop.create_task(worker.close_gracefully(reason="told to stop")))
@@ -78,12 +76,6 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
     await nanny.say({"address": worker.address, "name": worker.name})
     await worker.finished()
     return 0
-
-
-def _trim_memory() -> None:
-    """Give freed memory back to the system soon, as distributed's nanny does by ``MALLOC_TRIM_THRESHOLD_``."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 65536)
 
 
 def become(options: dict[str, Any], pipe: socket.socket) -> NoReturn:

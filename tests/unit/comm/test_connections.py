@@ -5,13 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from daskfleet.comm import CommClosedError, Connection, Pool, connect, listen, parse_address, tcp
-from daskfleet.protocol.frames import ProtocolError
+from daskfleet.comm import CommClosedError, Connection, Pool, connect, listen, opening, parse_address, unix
+from daskfleet.comm.inproc import InprocConnection
+from daskfleet.protocol.frames import ProtocolError, Raw
 from daskfleet.protocol.handshake import AuthenticationError
+
+WAYS = ("tcp", "unix", "inproc")
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+async def reach(address: str, way: str, **options: Any) -> Connection:
+    """Connect in one of the ways that lead to the same listener."""
+    match way:
+        case "tcp":
+            return await connect(address, shortcut=False, **options)
+        case "unix":
+            return await connect(address.replace("tcp://", "unix://"), **options)
+    return await connect(address, **options)
 
 
 class Server:
@@ -61,21 +77,24 @@ async def serve() -> AsyncIterator[Callable[..., Any]]:
             item.close()
 
 
+@every_way
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "", "localhost"])
-async def test_calls_and_messages(serve: Any, host: str) -> None:
+async def test_calls_and_messages(way: str, serve: Any, host: str) -> None:
     server, address = await serve(host, token="t")
     port = parse_address(address).port
     for name in {"": ("127.0.0.1", "[::1]"), "::1": ("[::1]",)}.get(host, ("127.0.0.1",)):
-        connection = await connect(f"tcp://{name}:{port}", token="t")
+        connection = await reach(f"tcp://{name}:{port}", way, token="t")
         big = bytes(5_000_000)
         assert await connection.call("echo", 1, "two", big) == (1, "two", big)
         connection.send(("first", 1))
         connection.send(("second", 2))
         assert [await server.messages.get(), await server.messages.get()] == [("first", 1), ("second", 2)]
         assert connection.peer == f"{name}:{port}"
+        assert connection.local.rpartition(":")[0] == name
         connection.close()
 
 
+@every_way
 @pytest.mark.parametrize(
     ("theirs", "ours", "text"),
     [
@@ -84,11 +103,11 @@ async def test_calls_and_messages(serve: Any, host: str) -> None:
         ("t", "u", "another token"),
     ],
 )
-async def test_tokens_that_differ(serve: Any, theirs: str | None, ours: str | None, text: str) -> None:
+async def test_tokens_that_differ(way: str, serve: Any, theirs: str | None, ours: str | None, text: str) -> None:
     server, address = await serve(token=theirs)
     with pytest.raises(AuthenticationError, match=text) as caught:
-        await connect(address, token=ours)
-    assert address in str(caught.value)
+        await reach(address, way, token=ours)
+    assert address.partition("://")[2] in str(caught.value)
     assert not server.connections
 
 
@@ -103,7 +122,7 @@ async def test_tokens_that_differ(serve: Any, theirs: str | None, ours: str | No
 async def test_another_protocol_on_our_port_is_dropped_with_one_line(
     serve: Any, said: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tcp, "HANDSHAKE_TIMEOUT", 0.3)  # what is too short to tell is dropped when the time is up
+    monkeypatch.setattr(opening, "HANDSHAKE_TIMEOUT", 0.3)  # what is too short to tell is dropped when the time is up
     _, address = await serve(token="t")
     target = parse_address(address)
     with caplog.at_level(logging.DEBUG, logger="daskfleet"):
@@ -114,7 +133,7 @@ async def test_another_protocol_on_our_port_is_dropped_with_one_line(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "dropped a connection from 127.0.0.1" in caplog.text
     assert "Traceback" not in caplog.text
-    connection = await connect(address, token="t")  # and the others go on
+    connection = await connect(address, token="t", shortcut=False)  # and the others go on
     assert await connection.call("echo", 1) == (1,)
     connection.close()
 
@@ -155,9 +174,10 @@ async def test_a_port_that_is_taken(serve: Any) -> None:
     assert port < parse_address(other).port < port + 50
 
 
-async def test_calls_end_when_the_connection_does(serve: Any) -> None:
+@every_way
+async def test_calls_end_when_the_connection_does(way: str, serve: Any) -> None:
     server, address = await serve()
-    connection = await connect(address)
+    connection = await reach(address, way)
     closed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     connection.on_close = lambda _, error: closed.set_result(error)
     waiting = asyncio.ensure_future(connection.call("never"))
@@ -173,27 +193,30 @@ async def test_calls_end_when_the_connection_does(serve: Any) -> None:
     assert len(server.connections) == 1
 
 
-async def test_a_call_has_its_deadline(serve: Any) -> None:
+@every_way
+async def test_a_call_has_its_deadline(way: str, serve: Any) -> None:
     _, address = await serve()
-    connection = await connect(address)
+    connection = await reach(address, way)
     with pytest.raises(TimeoutError, match=r"did not answer 'never' within 0.1 s"):
         await connection.call("never", timeout=0.1)
     assert await connection.call("echo") == ()
     connection.close()
 
 
-async def test_what_the_peer_raises_comes_back(serve: Any) -> None:
+@every_way
+async def test_what_the_peer_raises_comes_back(way: str, serve: Any) -> None:
     _, address = await serve()
-    connection = await connect(address)
+    connection = await reach(address, way)
     with pytest.raises(KeyError, match="a reason"):
         await connection.call("fail")
     connection.close()
 
 
-async def test_what_cannot_be_sent_fails_alone(serve: Any) -> None:
+@pytest.mark.parametrize("way", WAYS[:2])
+async def test_what_cannot_be_sent_fails_alone(way: str, serve: Any) -> None:
     """… and takes neither the connection nor the messages beside it along."""
     server, address = await serve()
-    connection = await connect(address)
+    connection = await reach(address, way)
     others = [asyncio.ensure_future(connection.call("echo", n)) for n in range(3)]
     with pytest.raises(TypeError, match="cannot send object in a message"):
         await connection.call("echo", object())
@@ -207,9 +230,10 @@ async def test_what_cannot_be_sent_fails_alone(serve: Any) -> None:
     connection.close()
 
 
-async def test_everything_that_was_sent_arrives_before_the_end(serve: Any) -> None:
+@every_way
+async def test_everything_that_was_sent_arrives_before_the_end(way: str, serve: Any) -> None:
     server, address = await serve()
-    connection = await connect(address)
+    connection = await reach(address, way)
     for n in range(20):
         connection.send(("data", n, bytes(1_000_000)))
     connection.close()
@@ -226,3 +250,63 @@ async def test_a_pool_connects_once_and_anew_when_the_connection_has_died(serve:
     assert await pool.call(address, "echo") == ()
     assert len(server.connections) == 2
     pool.close()
+
+
+async def test_what_is_near_is_reached_without_tcp(serve: Any) -> None:
+    _, address = await serve(token="t")
+    here = await connect(address, token="t")
+    assert type(here) is InprocConnection
+    child = [sys.executable, "-c", ELSEWHERE, address, "t"]
+    there = await asyncio.to_thread(subprocess.run, child, capture_output=True, text=True, timeout=60)
+    assert there.stdout.strip() == "AF_UNIX", there.stderr
+    here.close()
+
+
+ELSEWHERE = """
+import sys
+from daskfleet.comm import parse_address, unix
+target = parse_address(sys.argv[1])
+print(unix.connect(target.host, target.port).family.name)
+"""
+
+
+async def test_a_stranger_who_took_the_name_is_not_believed(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, address = await serve(token="t", shortcut=False)
+    target = parse_address(address)
+    with unix.bind(target.host, target.port):
+        monkeypatch.setattr(unix.os, "geteuid", lambda: 4711)
+        monkeypatch.setattr(unix, "_CREDENTIALS", SwappedCredentials())
+        assert unix.connect(target.host, target.port) is None
+        connection = await connect(address, token="t")  # by TCP
+        assert await connection.call("echo", 1) == (1,)
+        connection.close()
+
+
+class SwappedCredentials:
+    """As if the peer were user 4712."""
+
+    size = 12
+
+    def unpack(self, _: bytes) -> tuple[int, int, int]:
+        return 1, 4712, 1
+
+
+@pytest.mark.parametrize("scheme", ["unix", "inproc"])
+async def test_addresses_of_this_machine_only(serve: Any, scheme: str) -> None:
+    _, address = await serve("127.0.0.1", scheme=scheme, token="t")
+    assert address.startswith(f"{scheme}://")
+    connection = await connect(address, token="t")
+    assert await connection.call("echo", "near") == ("near",)
+    connection.close()
+    with pytest.raises(ConnectionRefusedError, match=f"cannot connect to {scheme}://127.0.0.1:1"):
+        await connect(f"{scheme}://127.0.0.1:1")
+
+
+async def test_what_a_call_carries_within_a_process_is_a_copy(serve: Any) -> None:
+    _, address = await serve()
+    connection = await connect(address)
+    buffer, items = bytearray(b"x" * 100_000), [1]
+    answer, numbers = await connection.call("echo", Raw(buffer), items)
+    buffer[0], items[0] = 0, 2
+    assert bytes(answer[:1]) == b"x" and numbers == (1,)
+    connection.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from daskfleet.protocol.serialize import join
+from daskfleet.protocol.frames import Raw
 from daskfleet.scheduler.state import ClientState
 
 if TYPE_CHECKING:
@@ -29,4 +29,6 @@ class Relay:
 
 def _again(value: Any) -> Any:
     """What was read from one connection, to be written to another."""
-    return join(value) if type(value) is tuple else value
+    if type(value) is tuple:
+        return tuple([_again(item) for item in value])
+    return Raw(value) if type(value) is memoryview else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,9 +23,13 @@ class Results:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
+        self._numbers = itertools.count(1)
+        self._coming: dict[int, tuple[ClientState, list[int], dict[str, WorkerState]]] = {}
         scheduler.handle("client", "locate", self.locate)
         scheduler.handle("client", "gather", self.gather)
-        scheduler.handle("client", "scatter", self.scatter)
+        scheduler.handle("client", "scatter_begin", self.scatter_begin)
+        scheduler.handle("client", "scatter_end", self.scatter_end)
+        scheduler.on_client_gone.append(self._gone)
 
     async def locate(self, client: ClientState, cids: Sequence[int]) -> list[tuple[int, int, list[str]]]:
         """``(cid, id, addresses)`` of those in memory."""
@@ -61,29 +66,38 @@ class Results:
         await asyncio.gather(*(fetch(address, wanted) for address, wanted in by_address.items()))
         return values
 
-    async def scatter(
-        self, client: ClientState, rows: Sequence[tuple[int, Key, Serialized]], workers: Sequence[str], broadcast: bool
-    ) -> None:
-        """Put data on workers: each piece on one of them in turn, or on all of them with `broadcast`."""
+    async def scatter_begin(
+        self, client: ClientState, rows: Sequence[tuple[int, Key]], workers: Sequence[str], broadcast: bool
+    ) -> tuple[int, list[tuple[str, list[tuple[int, int]]]]]:
+        """Where data ought to go: each piece to one worker in turn, or to all of them with `broadcast`.
+
+        Returns
+        -------
+        tuple
+            A number for `scatter_end`, which has to follow; and ``(address, ((position in rows, id), …))``.
+        """
         scheduler = self._scheduler
         targets = [worker for worker in scheduler.select(workers) if worker.status == RUNNING]
         if not targets:
             raise TimeoutError("no worker to scatter to: none is running" + (" of those named" if workers else ""))
         targets.sort(key=lambda worker: worker.nbytes)
-        ids = {key: scheduler.state.expect_data(client, cid, key) for cid, key, _ in rows}
+        ids = [(position, scheduler.state.expect_data(client, cid, key)) for position, (cid, key) in enumerate(rows)]
+        parts = [ids if broadcast else ids[i :: len(targets)] for i in range(len(targets))]
+        number = next(self._numbers)
+        self._coming[number] = client, [id for _, id in ids], {worker.address: worker for worker in targets}
+        return number, [(worker.address, part) for worker, part in zip(targets, parts, strict=True) if part]
 
-        async def put(worker: WorkerState, part: Sequence[tuple[int, Key, Serialized]]) -> None:
-            payload = [(ids[key], key, join(data) if type(data) is tuple else data) for _, key, data in part]
-            answer = await scheduler._pool.call(worker.address, "put_data", scheduler.id, payload, timeout=300)
-            kept = {id: rest for id, *rest in answer}
-            for _, key, _ in part:
-                size, kind = kept[ids[key]]
-                scheduler.state.data_put(ids[key], size, kind, worker)
+    async def scatter_end(self, client: ClientState, number: int, kept: Sequence[tuple[str, int, int, str]]) -> None:
+        """What has become of it: ``(address, id, nbytes, type name)`` for each copy that a worker keeps."""
+        _, ids, targets = self._coming.pop(number)
+        state = self._scheduler.state
+        for address, id, size, kind in kept:
+            state.data_put(id, size, kind, targets[address])
+        for id in ids:
+            state.data_expected_no_more(id)
+        self._scheduler._flush()
 
-        parts = [rows] * len(targets) if broadcast else [rows[i :: len(targets)] for i in range(len(targets))]
-        try:
-            await asyncio.gather(*(put(worker, part) for worker, part in zip(targets, parts, strict=True) if part))
-        finally:
-            for _, key, _ in rows:
-                scheduler.state.data_expected_no_more(ids[key])
-            scheduler._flush()
+    def _gone(self, client: ClientState) -> None:
+        for number in [number for number, (whose, _, _) in self._coming.items() if whose is client]:
+            for id in self._coming.pop(number)[1]:
+                self._scheduler.state.data_expected_no_more(id)
