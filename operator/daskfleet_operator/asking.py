@@ -14,8 +14,9 @@ from typing import Any
 from daskfleet_operator.kube.client import Api, ApiError
 from daskfleet_operator.kube.kinds import EVENT
 from daskfleet_operator.kube.objects import Pod, held_up_by
-from daskfleet_operator.plan import model
+from daskfleet_operator.plan import model, status
 from daskfleet_operator.plan.autoscale import DELAY, remembered
+from daskfleet_operator.plan.idle import silent_since
 from daskfleet_operator.plan.model import Memory
 from daskfleet_operator.scheduler_api import SchedulerError
 from daskfleet_operator.schedulers import Schedulers
@@ -84,16 +85,23 @@ class Asking:
 
     async def idle(self, key: model.Key, action: model.AskIdle) -> bool:
         """Since when the scheduler has had nothing to do."""
-        scheduler = self._schedulers.of(self._store.observed(key))
-        if scheduler is None:
-            return False
+        observed = self._store.observed(key)
+        scheduler = self._schedulers.of(observed)
+        if scheduler is None or not status.scheduler_ready(observed):
+            self._store.remember(key, self._silent)
+            return True
         try:
             since = await scheduler.idle_since()
         except SchedulerError as error:
             logger.debug("%s: idleness unknown: %s", key, error)
             return False
-        self._store.remember(key, lambda memory: replace(memory, idle_since=since, idle_asked=self._now()))
+        now = self._now()
+        self._store.remember(key, lambda memory: replace(memory, idle_since=since, idle_asked=now, silent_since=None))
         return True
+
+    def _silent(self, memory: Memory) -> Memory:
+        now = self._now()
+        return replace(memory, idle_since=None, idle_asked=now, silent_since=silent_since(memory, now))
 
     async def await_scheduler(self, key: model.Key, action: model.AwaitScheduler) -> bool:
         """Find out beside the passes."""

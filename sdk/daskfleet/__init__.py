@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from daskfleet.deploy.discovery import list_clusters as list_clusters
     from daskfleet.deploy.discovery import list_discovery_methods as list_discovery_methods
     from daskfleet.deploy.discovery import scale_cluster as scale_cluster
+    from daskfleet.deploy.kubernetes import HelmCluster as HelmCluster
     from daskfleet.deploy.kubernetes import KubeCluster as KubeCluster
     from daskfleet.deploy.local import LocalCluster as LocalCluster
     from daskfleet.deploy.spec import SpecCluster as SpecCluster
@@ -95,6 +96,7 @@ _WHERE = {
     "Environ": "plugins",
     "Event": "client.locks",
     "Future": "client.future",
+    "HelmCluster": "deploy.kubernetes",
     "InstallPlugin": "plugins",
     "KilledWorker": "exceptions",
     "KubeCluster": "deploy.kubernetes",

@@ -162,15 +162,6 @@ def test_the_end_of_the_interpreter_deletes_the_cluster(namespace, get):
     assert get("daskclusters") == []
 
 
-def test_ctrl_c_while_it_starts_leaves_nothing(namespace, get):
-    script = SCRIPT.format(namespace=namespace, options='image="nosuch/image:1"')
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
-    eventually(lambda: get("daskclusters"))
-    process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
-    eventually(lambda: not get("daskclusters"))
-
-
 def test_a_new_scheduler_is_found_behind_the_same_address(namespace, kubernetes_api):
     with KubeCluster(name="c", namespace=namespace, n_workers=1) as cluster:
         cluster.wait_for_workers(1, timeout=30)

@@ -17,6 +17,7 @@ from tests.cluster import images
 
 IMAGE = "daskfleet/test-distributed:1"
 REQUIREMENTS = [f"distributed=={importlib.metadata.version('dask')}", "zict", "tblib", "sortedcontainers"]
+DASHBOARD = ["bokeh", "jinja2", "markupsafe", "contourpy", "pillow", "xyzservices", "narwhals"]
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,7 @@ def upstream(operator_in_cluster, tmp_path_factory):
     subprocess.run([*pip, "download", "--no-deps", "--dest", folder / "wheels", *REQUIREMENTS], check=True)
     wheels = sorted((folder / "wheels").glob("*.whl"))
     subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", folder / "lib", *wheels], check=True)
+    subprocess.run([*pip, "download", "--no-deps", "--dest", folder / "wheels", *DASHBOARD], check=True)
     (folder / "Containerfile").write_text(
         f"FROM {bed.DEFAULT_IMAGE}\nUSER root\nCOPY wheels /wheels\n"
         # Both are called `dask scheduler`, and upstream's images have only one of them.
@@ -40,6 +42,7 @@ def upstream(operator_in_cluster, tmp_path_factory):
 
 
 SCRIPT = """
+import urllib.request
 from daskfleet import KubeCluster
 with KubeCluster(name="c", namespace={namespace!r}, image={image!r}, engine="dask", n_workers=1) as cluster:
     with cluster.get_client() as client:
@@ -52,8 +55,11 @@ with KubeCluster(name="c", namespace={namespace!r}, image={image!r}, engine="das
         while len(cluster.scheduler_info["workers"]) > 1:
             pass
         assert client.gather(kept) == [2 * x for x in range(30)]
+    with urllib.request.urlopen(cluster.dashboard_link, timeout=30) as page:
+        shown = page.read().decode()
+    assert "Dask Diagnostic UI" in shown and "static/js/bokeh" in shown, shown[:1000]
     again = KubeCluster.from_name("c", namespace={namespace!r})
-    assert again.engine == "dask" and "/status" in cluster.dashboard_link
+    assert again.engine == "dask"
     again.close()
 print("done")
 """

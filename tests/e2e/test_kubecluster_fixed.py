@@ -7,9 +7,9 @@ import time
 
 import kubeclusters as bed
 import pytest
-from daskfleet import KubeCluster
+from daskfleet import HelmCluster, KubeCluster
 from daskfleet.deploy.discovery import find_cluster
-from daskfleet.deploy.kubernetes import KubernetesError
+from daskfleet.deploy.kubernetes import ClusterNotFound, KubernetesError
 
 square = functools.partial(pow, exp=2)  # a function that pods have, too
 
@@ -95,6 +95,8 @@ def test_it_is_found_scaled_without_loss_adapted_and_never_deleted(release, name
         logs = cluster.get_logs()
         assert any(name.startswith(f"{release}-scheduler") for name in logs)
     assert replicas() == 0  # closed, and still there
-    again = KubeCluster.from_name(release, namespace=namespace)
-    assert again.scheduler_address.startswith("tcp://127.0.0.1:")
-    again.close()
+    with HelmCluster(release, namespace) as again:
+        assert again.scheduler_address.startswith("tcp://127.0.0.1:")
+    assert replicas() == 0
+    with pytest.raises(ClusterNotFound, match=f"there is no cluster 'nosuch'.*; there are: {release}"):
+        HelmCluster("nosuch", namespace)

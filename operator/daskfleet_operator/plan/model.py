@@ -71,6 +71,7 @@ class Memory:
     scaled_down: Mapping[str, float] = field(default_factory=dict)  # by autoscaler
     idle_since: float | None = None
     idle_asked: float | None = None
+    silent_since: float | None = None  # when asked about idleness, a scheduler that is not ready says nothing
     retiring: frozenset[str] = frozenset()  # uids of pods that a task is retiring now
     retired: frozenset[str] = frozenset()  # uids of adopted pods that have been emptied
     looked: Mapping[str, float] = field(default_factory=dict)  # by adopted Deployment, when its pods were listed

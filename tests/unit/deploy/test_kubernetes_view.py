@@ -14,9 +14,15 @@ def thing(name, *, at="2026-01-01T00:00:01Z", labels=None, version="1", deleted=
     return {"metadata": metadata, **rest}
 
 
-def pod(name, component, *, phase="Running", node="node", **options):
+def pod(name, component, *, phase="Running", node="node", conditions=(), **options):
     labels = {"dask.org/component": component}
-    return thing(name, labels=labels, status={"phase": phase}, spec={"nodeName": node} if node else {}, **options)
+    return thing(
+        name,
+        labels=labels,
+        status={"phase": phase, "conditions": conditions},
+        spec={"nodeName": node} if node else {},
+        **options,
+    )
 
 
 @pytest.fixture
@@ -67,11 +73,15 @@ async def test_waiting_ends_with_the_change_that_was_waited_for(view):
 
 def test_progress_has_a_row_for_each_pod_the_scheduler_first(view):
     progress = Progress(view)
-    assert progress.rows() == [] and "waiting for the operator" in progress.line()
-    view.note("pods", pod("w", "worker", phase="Pending"))
+    assert progress.rows() == [("waiting for the operator", "", "")]
+    held_up = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "too little <cpu>"}
+    view.note("pods", pod("w", "worker", phase="Pending", conditions=[held_up]))
     view.note("pods", pod("s", "scheduler"))
-    assert progress.rows() == [("s", "Running"), ("w", "Pending")]
-    assert progress.line().endswith("s Running, w Pending")
+    reason = "too little <cpu>"
+    assert progress.rows() == [("s", "Running", ""), ("w", "Pending", reason)]
+    shown = progress._bundle()
+    assert shown["text/plain"].endswith("s Running, w Pending")
+    assert "<td>w</td><td>Pending</td><td>too little &lt;cpu&gt;</td>" in shown["text/html"]
 
 
 def test_a_new_list_after_a_gap_is_told_as_what_changed_meanwhile():

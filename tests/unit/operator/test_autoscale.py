@@ -141,6 +141,30 @@ def test_a_busy_cluster_lives() -> None:
     assert idling(60, None, NOW)[0] == []
 
 
+def silent(timeout: int, since: float, asked: float = NOW) -> tuple[list[model.Action], float | None]:
+    c = cluster(idleTimeout=timeout)
+    memory = Memory(token_ensured=NOW, idle_asked=asked, silent_since=since)
+    nothing = observed(c, memory=memory)
+    return idle.plan_idle(replace(nothing, pods=()), c, NOW)
+
+
+def test_a_cluster_whose_scheduler_never_came_is_ended_after_its_timeout_but_not_while_images_may_be_pulled() -> None:
+    assert silent(60, NOW - idle.STARTING + 1)[0] == []
+    (action,), _ = silent(60, NOW - idle.STARTING)
+    assert isinstance(action, model.Delete) and action.kind.name == "DaskCluster"
+    assert silent(3600, NOW - idle.STARTING)[0] == []
+    (action,), _ = silent(3600, NOW - 3600)
+    assert isinstance(action, model.Delete)
+    (action,), _ = silent(60, NOW - idle.STARTING, asked=NOW - 5 * idle.REGULAR)
+    assert isinstance(action, model.AskIdle)
+
+
+def test_silence_is_counted_anew_after_a_pause_in_the_questions() -> None:
+    assert idle.silent_since(Memory(), NOW) == NOW
+    assert idle.silent_since(Memory(idle_asked=NOW - idle.REGULAR, silent_since=NOW - 99), NOW) == NOW - 99
+    assert idle.silent_since(Memory(idle_asked=NOW - 3 * idle.REGULAR, silent_since=NOW - 99), NOW) == NOW
+
+
 def test_it_is_asked_again_when_the_time_would_be_up() -> None:
     actions, wake_at = idling(60, NOW - 50, NOW - 1)
     assert actions == [] and wake_at == NOW + 10

@@ -19,6 +19,7 @@ from daskfleet.deploy.kubernetes.errors import (
     StartTimeout,
     Unreachable,
 )
+from daskfleet.deploy.kubernetes.helm import HelmCluster
 from daskfleet.deploy.kubernetes.kubecluster import CreateMode, KubeCluster
 from daskfleet.deploy.kubernetes.spec import make_cluster_spec, make_scheduler_spec, make_worker_spec
 
@@ -28,6 +29,7 @@ __all__ = [
     "ClusterNotFound",
     "CreateMode",
     "Forbidden",
+    "HelmCluster",
     "InvalidManifest",
     "InvalidName",
     "KubeCluster",

@@ -79,7 +79,8 @@ class KubeCluster(Cluster):
     shutdown_on_close
         Delete the cluster when this object is closed, garbage-collected, or the interpreter ends.
     idle_timeout
-        Seconds without work after which the operator deletes the cluster; 0 for never.
+        Seconds without work after which the operator deletes the cluster, 0 for never: what ends a cluster that nobody
+        comes back to, or whose session was killed, even before its scheduler was up (then after 15 minutes at least).
     resource_timeout
         Seconds within which the scheduler must answer.
     scheduler_service_type

@@ -1,12 +1,13 @@
 """What a cluster does while it starts, for people: `Progress`.
 
-In a terminal a table of pods, shown only when starting takes longer than `AFTER`; in a notebook one line that is
-rewritten; nothing otherwise. It only looks at the view, so it costs nothing when the view does not change.
+In a terminal a table of pods, shown only when starting takes longer than `AFTER`; in a notebook the same as HTML that
+is rewritten in place; nothing otherwise. It only looks at the view, so it costs nothing when the view does not change.
 """
 
 from __future__ import annotations
 
 import asyncio
+import html
 import time
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,8 @@ from daskfleet.deploy.kubernetes.view import View
 from daskfleet.surface import surface
 
 AFTER = 1.0
+HEADER = ("Pod", "Status", "Reason")
+Row = tuple[str, str, str]
 
 
 class Progress:
@@ -53,13 +56,13 @@ class Progress:
     async def _in_notebook(self) -> None:
         from IPython.display import display  # type: ignore[import-not-found, unused-ignore]
 
-        handle = display({"text/plain": self.line()}, raw=True, display_id=True)
+        handle = display(self._bundle(), raw=True, display_id=True)
         try:
             while True:
                 await self._next_change()
-                handle.update({"text/plain": self.line()}, raw=True)
+                handle.update(self._bundle(), raw=True)
         finally:
-            handle.update({"text/plain": ""}, raw=True)
+            handle.update({"text/plain": "", "text/html": ""}, raw=True)
 
     async def _next_change(self) -> None:
         try:
@@ -68,22 +71,40 @@ class Progress:
         except (TimeoutError, ApiError):
             await asyncio.sleep(0.05)
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Each pod and what it does, the scheduler first."""
+    def rows(self) -> list[Row]:
+        """Each pod, what it does and what holds it up, the scheduler first; the operator's own sentence before all."""
         scheduler = self._view.scheduler()
         pods = [*([scheduler] if scheduler else []), *self._view.workers()]
-        return [(pod["metadata"]["name"], diagnosis.phase(pod)) for pod in pods]
+        rows = [(pod["metadata"]["name"], diagnosis.phase(pod), _reason(diagnosis.pod_problem(pod))) for pod in pods]
+        said = diagnosis.resource_problem(self._view.cluster)
+        if said is not None:
+            rows.insert(0, (self._view.name, "", said.sentence))
+        return rows or [("waiting for the operator", "", "")]
 
-    def line(self) -> str:
-        """Everything in one line."""
-        pods = ", ".join(f"{name} {what}" for name, what in self.rows()) or "waiting for the operator"
-        return f"Starting {self._view.name} ({time.monotonic() - self._started:.0f} s): {pods}"
+    @property
+    def title(self) -> str:
+        """What is being started, and for how long already."""
+        return f"Starting {self._view.namespace}/{self._view.name} ({time.monotonic() - self._started:.0f} s)"
+
+    def _bundle(self) -> dict[str, str]:
+        """Everything as a notebook shows it."""
+        rows = self.rows()
+        plain = ", ".join(" ".join(cell for cell in row[:2] if cell) for row in rows)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        head = "".join(f"<th>{name}</th>" for name in HEADER)
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return {"text/plain": f"{self.title}: {plain}", "text/html": f"<p>{html.escape(self.title)}</p>{table}"}
 
     def _table(self) -> Any:
         from rich.table import Table
+        from rich.text import Text
 
-        title = f"Starting {self._view.namespace}/{self._view.name} ({time.monotonic() - self._started:.0f} s)"
-        table = Table("Pod", "Status", title=title, title_justify="left", box=None)
-        for name, what in self.rows() or [("waiting for the operator", "")]:
-            table.add_row(name, what)
+        table = Table(*HEADER, title=self.title, title_justify="left", box=None)
+        for row in self.rows():
+            table.add_row(*map(Text, row))  # what an image or a message is called is no markup
         return table
+
+
+def _reason(problem: diagnosis.Problem | None) -> str:
+    """The problem's sentence without the pod's name, which stands beside it."""
+    return "" if problem is None else problem.sentence.partition(": ")[2] or problem.sentence
