@@ -12,13 +12,66 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+#: Every setting that is read, and what holds where nothing is configured. The names are distributed's.
+DEFAULTS: dict[str, Any] = {
+    "scheduler-address": None,
+    "temporary-directory": None,  # where workers make their folders; the system's by default
+    "distributed.logging": {},  # levels by the logger's name, for the commands
+    "distributed.dashboard.link": "{protocol}://{host}:{port}/status",
+    "distributed.scheduler.allowed-failures": 3,
+    "distributed.scheduler.bandwidth": 100_000_000,  # bytes a second
+    "distributed.scheduler.idle-timeout": None,
+    "distributed.scheduler.no-workers-timeout": None,
+    "distributed.scheduler.preload": (),
+    "distributed.scheduler.preload-argv": (),
+    "distributed.scheduler.unknown-task-duration": 0.5,
+    "distributed.scheduler.work-stealing": True,
+    "distributed.scheduler.worker-ttl": 300.0,
+    "distributed.worker.lifetime.duration": None,
+    "distributed.worker.lifetime.stagger": 0.0,
+    "distributed.worker.lifetime.restart": False,
+    "distributed.worker.memory.target": 0.6,
+    "distributed.worker.memory.spill": 0.7,
+    "distributed.worker.memory.pause": 0.8,
+    "distributed.worker.memory.terminate": 0.95,
+    "distributed.worker.memory.max-spill": None,
+    "distributed.worker.memory.monitor-interval": 0.2,
+    "distributed.worker.preload": (),
+    "distributed.worker.preload-argv": (),
+    "distributed.worker.profile.enabled": True,
+    "distributed.worker.profile.interval": 0.01,
+    "distributed.worker.resources": {},
+    "distributed.nanny.preload": (),
+    "distributed.nanny.preload-argv": (),
+    # Set in the worker's process unless they are set already: its threads are the parallelism.
+    "distributed.nanny.environ": {},
+    "distributed.nanny.pre-spawn-environ": {
+        "OMP_NUM_THREADS": 1,
+        "MKL_NUM_THREADS": 1,
+        "OPENBLAS_NUM_THREADS": 1,
+    },
+    "distributed.comm.timeouts.connect": 30.0,
+    "distributed.comm.require-encryption": None,
+    "distributed.adaptive.interval": 1.0,
+    "distributed.adaptive.target-duration": 5.0,
+    "distributed.adaptive.minimum": 0,
+    "distributed.adaptive.maximum": float("inf"),
+    "distributed.adaptive.wait-count": 3,
+    "distributed.admin.log-length": 10_000,
+}
 
 #: Variables that cluster managers set in every pod and job; what they say is read here.
 _KNOWN = {"DASK_SCHEDULER_ADDRESS": "scheduler-address", "DASK_WORKER_NAME": None}
 
 
 def get(key: str, default: Any = None) -> Any:
-    """The value of a key of dask's configuration, such as ``distributed.worker.memory.target``."""
+    """The value of a key of dask's configuration, such as ``distributed.worker.memory.target``.
+
+    What nobody has configured has the value in `DEFAULTS`, or else `default`.
+    """
+    default = DEFAULTS.get(key, default)
     if "dask" in sys.modules or _configured():
         import dask
 
@@ -27,6 +80,37 @@ def get(key: str, default: Any = None) -> Any:
         if name == key and variable in os.environ:
             return os.environ[variable]
     return default
+
+
+def seconds(key: str) -> float | None:
+    """A setting that is a time, such as ``"5 minutes"`` or a number of seconds; None for never."""
+    value = get(key)
+    if not isinstance(value, str):
+        return None if value is None else float(value)
+    from dask.utils import parse_timedelta
+
+    return float(parse_timedelta(value))
+
+
+def size(key: str) -> int | None:
+    """A setting that is a number of bytes, such as ``"100 MB"``; None for no limit."""
+    value = get(key)
+    if not isinstance(value, str):
+        return int(value) if value else None
+    from dask.utils import parse_bytes
+
+    return int(parse_bytes(value))
+
+
+def dashboard_link(address: str) -> str:
+    """Where a browser finds the live page of a scheduler whose HTTP server is at `address`.
+
+    ``distributed.dashboard.link`` may use ``{protocol}``, ``{host}``, ``{port}`` and variables of the environment, as
+    behind the proxy of a JupyterHub: ``"{JUPYTERHUB_SERVICE_PREFIX}proxy/{port}/status"``.
+    """
+    parts = urlsplit(address)
+    names = {"protocol": parts.scheme, "scheme": parts.scheme, "host": parts.hostname, "port": parts.port}
+    return str(get("distributed.dashboard.link").format_map({**os.environ, **names}))
 
 
 @functools.cache

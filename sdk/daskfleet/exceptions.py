@@ -14,6 +14,28 @@ class ClusterNotFound(DaskfleetError, LookupError):
     """There is no cluster of this name; the message says which there are."""
 
 
+class NoValidWorker(DaskfleetError):
+    """No worker was there for a task within ``distributed.scheduler.no-workers-timeout``.
+
+    Attributes
+    ----------
+    task
+        The task's key.
+    timeout
+        Seconds that were waited.
+    """
+
+    def __init__(self, task: object, timeout: float) -> None:
+        super().__init__(task, timeout)
+        self.task, self.timeout = task, timeout
+
+    def __str__(self) -> str:
+        return (
+            f"no worker came for task {self.task!r} within {self.timeout:g} s: either there is none at all, or none "
+            "has the name or the resources that it asks for"
+        )
+
+
 class KilledWorker(DaskfleetError):
     """A task was running on several workers when they died, so it is taken to be what killed them.
 

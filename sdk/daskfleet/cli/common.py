@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from daskfleet import config
 from daskfleet._version import __version__
 from daskfleet.security import Security
 
@@ -24,9 +25,11 @@ FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 
 
 def set_up_logging() -> None:
-    """Log to standard error, as the field's commands do."""
+    """Log to standard error, as the field's commands do; with the levels of ``distributed.logging``."""
     logging.basicConfig(format=FORMAT, level=logging.INFO, stream=sys.stderr)
     logging.getLogger("tornado.access").setLevel(logging.WARNING)
+    for name, level in config.get("distributed.logging").items():
+        logging.getLogger(name).setLevel(level.upper() if isinstance(level, str) else level)
 
 
 def version_option(function: F) -> F:

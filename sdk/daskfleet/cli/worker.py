@@ -101,8 +101,8 @@ def how_many(nworkers: str) -> int:
 @click.option("--death-timeout", default=None, help="Give up on a scheduler that does not answer for so long.")
 @click.option("--nanny-port", type=Ports(), default=0, help="Taken for compatibility: nannies open no port here.")
 @click.option("--lifetime", default=None, help='Hand the data over and leave after so long, such as "1 hour".')
-@click.option("--lifetime-stagger", default="0 s", help="At most so much sooner or later, by chance.")
-@click.option("--lifetime-restart/--no-lifetime-restart", default=False, help="Start anew instead of leaving.")
+@click.option("--lifetime-stagger", default=None, help="At most so much sooner or later, by chance.")
+@click.option("--lifetime-restart/--no-lifetime-restart", default=None, help="Start anew instead of leaving.")
 @click.option("--worker-class", default=None, help="Class of the workers.  [default: daskfleet.Worker]")
 @preload_options("--preload", "--preload-nanny")
 @version_option
@@ -121,14 +121,22 @@ def main(scheduler: str | None, **options: Any) -> None:
         settings = _settings(scheduler, options, count)
         kind, more = _kind(options)
         life = Life(
-            _seconds("--lifetime", options["lifetime"]),
-            _seconds("--lifetime-stagger", options["lifetime_stagger"]) or 0.0,
-            options["lifetime_restart"],
+            _lifetime(options, "lifetime", "duration"),
+            _lifetime(options, "lifetime_stagger", "stagger") or 0.0,
+            config.get("distributed.worker.lifetime.restart")
+            if options["lifetime_restart"] is None
+            else options["lifetime_restart"],
         )
     except (ValueError, OSError) as error:
         fail(error)
     with pid_file(options["pid_path"]):
         run(lambda stop: serve(stop, kind, {**settings, **more}, count, life))
+
+
+def _lifetime(options: dict[str, Any], option: str, setting: str) -> float | None:
+    if options[option] is None:
+        return config.seconds(f"distributed.worker.lifetime.{setting}")
+    return _seconds(f"--{option.replace('_', '-')}", options[option])
 
 
 def _kind(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import dask
 from dask.utils import parse_timedelta
 
+from daskfleet import config
 from daskfleet import loop as loops
 from daskfleet import scheduler_file as files
 from daskfleet.client import current
@@ -264,8 +265,7 @@ class Core(Link):
         if not port or self._scheduler is None:
             return ""
         host = self._scheduler.peer.rpartition(":")[0]
-        template = dask.config.get("distributed.dashboard.link", None) or "{protocol}://{host}:{port}/status"
-        return cast(str, template.format(protocol="http", host=host, port=port))
+        return config.dashboard_link(f"http://{host}:{port}")
 
     # Talking to the scheduler --------------------------------------------------------------------------------------
 

@@ -10,16 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from daskfleet import config
 from daskfleet import loop as loops
 
 if TYPE_CHECKING:
     from daskfleet.deploy.cluster import Cluster
 
 logger = logging.getLogger(__name__)
+
+
+def _seconds(name: str, given: float | str | None) -> float:
+    if given is None:
+        return config.seconds(f"distributed.adaptive.{name}") or 0.0
+    if isinstance(given, str):
+        from dask.utils import parse_timedelta
+
+        return float(parse_timedelta(given))
+    return given
 
 
 def clamp(target: int, minimum: int, maximum: float) -> int:
@@ -35,7 +45,8 @@ class Adaptive:
     cluster
         Held weakly: an `Adaptive` keeps no cluster alive.
     interval
-        Seconds between looks.
+        Seconds between looks, or a text such as ``"500 ms"``. What is not given, of this and the following, is
+        configured as ``distributed.adaptive.*``.
     minimum, maximum
         Bounds of the number of workers.
     wait_count
@@ -48,12 +59,17 @@ class Adaptive:
         self,
         cluster: Cluster,
         *,
-        interval: float = 1.0,
-        minimum: int = 0,
-        maximum: float = math.inf,
-        wait_count: int = 3,
-        target_duration: float = 5.0,
+        interval: float | str | None = None,
+        minimum: int | None = None,
+        maximum: float | None = None,
+        wait_count: int | None = None,
+        target_duration: float | str | None = None,
     ) -> None:
+        interval = _seconds("interval", interval)
+        target_duration = _seconds("target-duration", target_duration)
+        minimum = config.get("distributed.adaptive.minimum") if minimum is None else minimum
+        maximum = config.get("distributed.adaptive.maximum") if maximum is None else maximum
+        wait_count = config.get("distributed.adaptive.wait-count") if wait_count is None else wait_count
         if not 0 <= minimum <= maximum:
             raise ValueError(f"adapt(minimum={minimum}, maximum={maximum}): 0 <= minimum <= maximum is needed")
         if interval <= 0:

@@ -29,6 +29,7 @@ from urllib.parse import urlencode
 
 import dask  # noqa: F401  not in a constructor: an ImportError it keeps would keep that frame, and so the cluster, alive
 
+from daskfleet import config
 from daskfleet import loop as loops
 
 if TYPE_CHECKING:
@@ -286,8 +287,10 @@ class Cluster:
         """Ask for `n` workers. Returns at once; see `wait_for_workers`."""
         return self.sync(self._scale, n)
 
-    def adapt(self, minimum: int = 0, maximum: int | float = float("inf"), **options: Any) -> Any:
+    def adapt(self, minimum: int | None = None, maximum: float | None = None, **options: Any) -> Any:
         """Let the load decide the number of workers between `minimum` and `maximum`.
+
+        What is not given is configured as ``distributed.adaptive.*``; `options` are further ones of `Adaptive`.
 
         Returns
         -------
@@ -390,7 +393,7 @@ class Cluster:
     @property
     def dashboard_link(self) -> str:
         """URL of the scheduler's live page, ``""`` if there is none."""
-        return f"{self.http_address}/status" if self.http_address else ""
+        return config.dashboard_link(self.http_address) if self.http_address else ""
 
     def _summary(self) -> dict[str, Any]:
         workers = self._info["workers"].values()

@@ -460,7 +460,7 @@ class SpecCluster(Cluster):
             raise ValueError("adaptive scaling asks the scheduler over HTTP: run it with a dashboard")
         if self._adaptive is not None:
             self._adaptive.stop()
-        self._adaptive = Adaptive(self, minimum=max(low, default=0), maximum=min(high, default=math.inf), **options)
+        self._adaptive = Adaptive(self, minimum=max(low, default=None), maximum=min(high, default=None), **options)
         self._adaptive.start()
         return self._adaptive
 

@@ -17,8 +17,8 @@ MAX_PRIORITY = 1023
 class Clients(Transitions):
     """Events of clients."""
 
-    def __init__(self, bandwidth: float) -> None:
-        super().__init__(bandwidth)
+    def __init__(self, bandwidth: float, unknown_duration: float, stealing: bool) -> None:
+        super().__init__(bandwidth, unknown_duration, stealing)
         self._sequence = 0
 
     def add_client(self, id: str) -> ClientState:

@@ -25,6 +25,7 @@ from daskfleet.scheduler.state import (
     CLOSING,
     ERRED,
     MEMORY,
+    NO_WORKER,
     PROCESSING,
     QUEUED,
     RELEASED,
@@ -51,10 +52,21 @@ class SchedulerState(Clients):
         A task that was running on more than this many workers as they died is not tried again.
     bandwidth
         Bytes a second between workers, for weighing a transfer against a wait.
+    unknown_duration
+        Seconds that a task of a new kind is taken to need.
+    stealing
+        Whether idle workers take over what waits for others.
     """
 
-    def __init__(self, *, allowed_failures: int = 3, bandwidth: float = 1e8) -> None:
-        super().__init__(bandwidth)
+    def __init__(
+        self,
+        *,
+        allowed_failures: int = 3,
+        bandwidth: float = 1e8,
+        unknown_duration: float = 0.5,
+        stealing: bool = True,
+    ) -> None:
+        super().__init__(bandwidth, unknown_duration, stealing)
         self.allowed_failures = allowed_failures
         self.totals = Totals()
         self.unexplained: dict[str, tuple[WorkerState, list[TaskState]]] = {}  # by name: dead workers, what they ran
@@ -144,6 +156,16 @@ class SchedulerState(Clients):
             if not worker.info.get("nanny"):
                 self.explain(worker.name)
 
+    def without_worker(self) -> list[TaskState]:
+        """What could run but for want of a worker: of any at all, or of one that it may run on."""
+        if not self.workers:
+            return [ts for ts in self.tasks.values() if ts.state in (QUEUED, NO_WORKER)]
+        return list(self.unrunnable)
+
+    def refuse(self, ts: TaskState, error: Exception) -> None:
+        """Give up a task that is not running."""
+        self._fail(ts, Failure(dumps_by_value(error), b"", str(error), ts.key))
+
     def explain(self, name: str, *, outside: bool = False) -> None:
         """How the last worker of this name ended, if anybody wonders: by itself, or by somebody else's hand.
 
@@ -157,8 +179,7 @@ class SchedulerState(Clients):
             self.suspects[ts] += 1 if outside else OUTSIDE
             ts.prefix.suspicious += 1
             if self.suspects[ts] > self.allowed_failures * OUTSIDE:
-                error = KilledWorker(ts.key, worker.address, self.allowed_failures)
-                self._fail(ts, Failure(dumps_by_value(error), b"", str(error), ts.key))
+                self.refuse(ts, KilledWorker(ts.key, worker.address, self.allowed_failures))
 
     def set_status(self, worker: WorkerState, status: str) -> None:
         """A worker pauses, resumes, or is about to leave; unless it runs it is sent nothing and gives back what it has

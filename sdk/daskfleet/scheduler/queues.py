@@ -50,10 +50,14 @@ class Queues:
     ----------
     bandwidth
         Bytes a second between workers, for weighing a transfer against a wait.
+    unknown_duration
+        Seconds, what a task is taken to last until one of its kind has run.
+    stealing
+        Whether idle workers take over what waits for others.
     """
 
-    def __init__(self, bandwidth: float) -> None:
-        self.bandwidth = bandwidth
+    def __init__(self, bandwidth: float, unknown_duration: float, stealing: bool) -> None:
+        self.bandwidth, self.unknown_duration, self.stealing = bandwidth, unknown_duration, stealing
         self.tasks: dict[int, TaskState] = {}
         self.keys: dict[Key, TaskState] = {}
         self.workers: dict[str, WorkerState] = {}
@@ -205,7 +209,7 @@ class Queues:
             return heapq.heappop(own)[2]
         if common:
             return heapq.heappop(common)[2]
-        if not self._steals or not self._backlogged:
+        if not self._steals or not self._backlogged or not self.stealing:
             return None
         self._steals -= 1
         for victim in stealing.victims(self._backlogged, worker):
@@ -273,7 +277,7 @@ class Queues:
 
     def rebalance(self) -> None:
         """Ask busy workers for tasks they have not started, if others idle; call it now and then."""
-        if self.counts[QUEUED] == 0 and len(self.workers) > 1:
+        if self.stealing and self.counts[QUEUED] == 0 and len(self.workers) > 1:
             for worker, tasks in stealing.to_ask_back(self.workers.values()):
                 self._ask_back(worker, tasks)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
+from daskfleet import config
 from daskfleet.comm import Listener, Pool, listen
 from daskfleet.comm.addresses import DEFAULT_SCHEDULER_PORT, interface_ip
+from daskfleet.exceptions import NoValidWorker
 from daskfleet.preload import Preloads
 from daskfleet.scheduler import extensions, retirement
 from daskfleet.scheduler.adaptive import Load, adaptive_target
@@ -23,6 +26,7 @@ from daskfleet.scheduler.state import (
     PROCESSING,
     QUEUED,
     WAITING,
+    TaskState,
     WorkerState,
 )
 from daskfleet.security import Security
@@ -31,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks at what no message announces: idleness, imbalance, silent workers.
 TICK = 0.1
-#: Seconds after which a worker that has said nothing is given up (``distributed.scheduler.worker-ttl``).
-WORKER_TTL = 300.0
 
 
 class Scheduler(Peers):
@@ -47,7 +49,10 @@ class Scheduler(Peers):
     security
         Token and TLS certificates; by default from the environment and dask's configuration.
     idle_timeout
-        Seconds without work after which it closes; None for never.
+        Seconds without work after which it closes, ``distributed.scheduler.idle-timeout`` by default; 0 for never.
+    allowed_failures
+        Workers that may die as they run a task before it is given up, ``distributed.scheduler.allowed-failures`` by
+        default.
     preload, preload_argv
         Code to run as it starts (`daskfleet.preload`), and arguments for it.
 
@@ -69,14 +74,28 @@ class Scheduler(Peers):
         dashboard_address: str | None = ":8787",
         security: Security | None = None,
         idle_timeout: float | None = None,
-        allowed_failures: int = 3,
+        allowed_failures: int | None = None,
         preload: str | Sequence[str] | None = None,
         preload_argv: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(SchedulerState(allowed_failures=allowed_failures))
+        super().__init__(
+            SchedulerState(
+                allowed_failures=config.get("distributed.scheduler.allowed-failures")
+                if allowed_failures is None
+                else allowed_failures,
+                bandwidth=config.size("distributed.scheduler.bandwidth") or 1e8,
+                unknown_duration=config.seconds("distributed.scheduler.unknown-task-duration") or 0.0,
+                stealing=config.get("distributed.scheduler.work-stealing"),
+            )
+        )
+        self._worker_ttl = config.seconds("distributed.scheduler.worker-ttl") or math.inf
+        self._no_workers_timeout = config.seconds("distributed.scheduler.no-workers-timeout")
+        self._unrunnable: dict[TaskState, float] = {}
         self.security = security or Security()
         self.status = "init"
-        self.idle_timeout = idle_timeout
+        self.idle_timeout = (
+            config.seconds("distributed.scheduler.idle-timeout") if idle_timeout is None else idle_timeout
+        )
         self.idle_since: float | None = time.time()
         self.started = time.time()
         self.dashboard_address = dashboard_address
@@ -181,12 +200,24 @@ class Scheduler(Peers):
                 self.idle_since = now
             self.state.totals.recent.append((now, self.state.totals.computed))
             for worker in list(self.state.workers.values()):
-                if now - worker.last_seen > WORKER_TTL:
-                    logger.warning("%r has said nothing for %g s: giving it up", worker, WORKER_TTL)
+                if now - worker.last_seen > self._worker_ttl:
+                    logger.warning("%r has said nothing for %g s: giving it up", worker, self._worker_ttl)
                     self._connections[worker].abort()
+            self._give_up_unrunnable(now)
             if self.idle_timeout and self.idle_since is not None and now - self.idle_since > self.idle_timeout:
                 logger.info("closing: idle for %g s", self.idle_timeout)
                 await self.close("idle", close_workers=True)
+
+    def _give_up_unrunnable(self, now: float) -> None:
+        """Fail what no worker has come for in time (``distributed.scheduler.no-workers-timeout``)."""
+        if self._no_workers_timeout is None:
+            return
+        self._unrunnable = {ts: self._unrunnable.get(ts, now) for ts in self.state.without_worker()}
+        overdue = [ts for ts, since in self._unrunnable.items() if now - since > self._no_workers_timeout]
+        for ts in overdue:
+            self.state.refuse(ts, NoValidWorker(ts.key, self._no_workers_timeout))
+        if overdue:
+            self._flush()
 
     # What operators and dashboards ask -----------------------------------------------------------------------------
 

@@ -31,9 +31,6 @@ RUNNING = "running"
 PAUSED = "paused"
 CLOSING = "closing"
 
-#: Seconds, what a task is taken to last until one of its kind has run.
-UNKNOWN_DURATION = 0.5
-
 
 class Function:
     """A serialised function, shared by the tasks that call it."""
@@ -50,8 +47,8 @@ class Prefix:
 
     __slots__ = ("count", "duration", "erred", "name", "queued", "seconds", "suspicious")
 
-    def __init__(self, name: str) -> None:
-        self.name, self.duration, self.count = name, UNKNOWN_DURATION, 0
+    def __init__(self, name: str, duration: float) -> None:
+        self.name, self.duration, self.count = name, duration, 0
         self.seconds = 0.0
         self.erred = self.suspicious = self.queued = 0
 

@@ -42,8 +42,8 @@ IDLE_FUNCTIONS, IDLE_FUNCTION_BYTES = 1000, 64 << 20
 class Transitions(Queues):
     """Changes of tasks' states."""
 
-    def __init__(self, bandwidth: float) -> None:
-        super().__init__(bandwidth)
+    def __init__(self, bandwidth: float, unknown_duration: float, stealing: bool) -> None:
+        super().__init__(bandwidth, unknown_duration, stealing)
         self.functions: dict[bytes, Function] = {}
         self.inline_bytes = 0
         #: Whether workers may still bring data of a scheduler in whose place we are.
@@ -70,7 +70,7 @@ class Transitions(Queues):
     def _prefix(self, name: str) -> Prefix:
         prefix = self.prefixes.get(name)
         if prefix is None:
-            prefix = self.prefixes[name] = Prefix(name)
+            prefix = self.prefixes[name] = Prefix(name, self.unknown_duration)
         return prefix
 
     def _need(self, first: TaskState) -> None:

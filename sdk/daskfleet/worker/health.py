@@ -8,6 +8,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from daskfleet import config
 from daskfleet.worker import heap
 from daskfleet.worker.memory import MemoryMonitor, resident_memory
 
@@ -18,8 +19,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between heartbeats.
 HEARTBEAT = 0.5
-#: Seconds between looks at our memory (``distributed.worker.memory.monitor-interval``).
-LOOK = 0.2
 #: Share of the memory limit from which on memory is short.
 SHORT = 0.5
 #: Percent of a processor below which a worker has nothing to do.
@@ -28,8 +27,9 @@ IDLE = 5.0
 
 async def watch_memory(worker: Worker, monitor: MemoryMonitor) -> None:
     """Spill, pause and resume as the memory fills and empties."""
+    interval = config.seconds("distributed.worker.memory.monitor-interval") or 0.2
     while worker.status != "closed":
-        await asyncio.sleep(LOOK)
+        await asyncio.sleep(interval)
         resident = resident_memory()
         if resident > SHORT * monitor.limit:  # what is merely kept for reuse is not to be spilled for
             heap.give_back()

@@ -28,21 +28,11 @@ class Thresholds:
     def configured(cls) -> Thresholds:
         """From dask's configuration."""
 
-        def read(name: str, default: float) -> float | None:
-            value = config.get(f"distributed.worker.memory.{name}", default)
+        def read(name: str) -> float | None:
+            value = config.get(f"distributed.worker.memory.{name}")
             return None if value is None or value is False else float(value)
 
-        return cls(read("target", 0.6), read("spill", 0.7), read("pause", 0.8), read("terminate", 0.95))
-
-    @staticmethod
-    def max_spill() -> int | None:
-        """Bytes that may be spilled at most (``distributed.worker.memory.max-spill``), None without a limit."""
-        value = config.get("distributed.worker.memory.max-spill")
-        if not value:
-            return None
-        from dask.utils import parse_bytes
-
-        return int(parse_bytes(value))
+        return cls(read("target"), read("spill"), read("pause"), read("terminate"))
 
 
 class MemoryMonitor:

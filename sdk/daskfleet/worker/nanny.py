@@ -17,7 +17,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from daskfleet import system
+from daskfleet import config, system
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.preload import Preloads
 from daskfleet.worker.link import AGAIN, Lines, NannyPlugins, say
@@ -221,9 +221,9 @@ class Nanny:
         return process
 
     def _environment(self) -> dict[str, str]:
-        """One thread for each numeric library, as distributed's nanny: the worker's own threads are the parallelism."""
-        single = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        return {name: value for name, value in single.items() if name not in os.environ} | self.env
+        """What is configured (``distributed.nanny.*environ``), unless it is set already, and what we were told."""
+        configured = config.get("distributed.nanny.environ") | config.get("distributed.nanny.pre-spawn-environ")
+        return {name: str(value) for name, value in configured.items() if name not in os.environ} | self.env
 
     async def _listen(self, pipe: socket.socket) -> None:
         """Hear what the worker says through the pipe, until it is gone."""

@@ -16,12 +16,14 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from daskfleet import config
+
 if TYPE_CHECKING:
     from daskfleet.protocol.messages import Key
     from daskfleet.worker.executor import Executor
 
-#: Seconds between samples, and between looks while nothing runs.
-INTERVAL, REST = 0.01, 0.1
+#: Seconds between looks while nothing runs.
+REST = 0.1
 #: Seconds of one window, and how many are kept.
 WINDOW, WINDOWS = 10.0, 360
 
@@ -81,14 +83,16 @@ class Observer:
         self._executor = executor
         self._windows: deque[tuple[float, dict[str, Tree]]] = deque(maxlen=WINDOWS)
         self._stopped = threading.Event()
-        threading.Thread(target=self._sample, name="daskfleet-profile", daemon=True).start()
+        self._interval = config.seconds("distributed.worker.profile.interval") or 0.01
+        if config.get("distributed.worker.profile.enabled"):
+            threading.Thread(target=self._sample, name="daskfleet-profile", daemon=True).start()
 
     def close(self) -> None:
         """Stop sampling."""
         self._stopped.set()
 
     def _sample(self) -> None:
-        while not self._stopped.wait(INTERVAL if self._executor.running else REST):
+        while not self._stopped.wait(self._interval if self._executor.running else REST):
             self._look()
 
     def _look(self) -> None:

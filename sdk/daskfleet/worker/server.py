@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+from daskfleet import config, system
 from daskfleet import scheduler_file as files
-from daskfleet import system
 from daskfleet.comm import Connection, Listener, Pool, listen, parse_address
 from daskfleet.comm.addresses import interface_ip, own_ip
 from daskfleet.exceptions import DaskfleetError
@@ -109,7 +109,9 @@ class Worker:
         self.nthreads = nthreads or system.cpu_count()
         self.name = str(name) if name is not None else f"worker-{uuid.uuid4().hex[:8]}"
         self.memory_limit = system.parse_memory_limit(memory_limit, self.nthreads)
-        self.resources = resources or {}
+        self.resources = resources or {
+            name: float(amount) for name, amount in config.get("distributed.worker.resources").items()
+        }
         self.death_timeout = death_timeout
         self.status = "init"
         self.address = ""
@@ -160,7 +162,7 @@ class Worker:
             Something else is there, our token is wrong, or the scheduler does not want us (the name is taken).
         """
         loop = self.loop = asyncio.get_running_loop()
-        self._folder = Folder(self.local_directory)
+        self._folder = Folder(self.local_directory or config.get("temporary-directory"))
         self.local_directory = str(self._folder.path)
         args = self.security.get_listen_args("worker")
         self._listener = await listen(self._host, self._port, self._on_peer, scheme=self._scheme, **args)
@@ -188,7 +190,9 @@ class Worker:
             return
         thresholds = Thresholds.configured()
         target = int(thresholds.target * self.memory_limit) if thresholds.target else sys.maxsize
-        self.stored = SpillBuffer(folder, target, self.machine.sizes, Thresholds.max_spill())
+        self.stored = SpillBuffer(
+            folder, target, self.machine.sizes, config.size("distributed.worker.memory.max-spill")
+        )
         self.machine.data = self.stored
         self._spawn(watch_memory(self, MemoryMonitor(self.memory_limit, thresholds, self.stored.evict)))
 

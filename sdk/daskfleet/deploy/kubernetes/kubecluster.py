@@ -316,7 +316,7 @@ class KubeCluster(Cluster):
             return await super()._scale_down(names)
         await fixed.scale_down(self._connected(), names)
 
-    def adapt(self, minimum: int = 0, maximum: int | float = 10, *, enabled: bool = True, **options: Any) -> Any:
+    def adapt(self, minimum: int = 0, maximum: int | float = 10, *, enabled: bool = True, **options: Any) -> Any:  # type: ignore[override]
         """Let the operator scale the default worker group with the load; it goes on when this session has ended.
 
         The workers of a Helm release are handed over to the operator for it: `helm upgrade` leaves their number alone

@@ -6,14 +6,13 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from daskfleet import config
 from daskfleet.protocol.frames import Buffer
 from daskfleet.scheduler.state import ClientState, WorkerState
 
 if TYPE_CHECKING:
     from daskfleet.scheduler.server import Scheduler
 
-#: Events that are remembered, by topic.
-LENGTH = 10_000
 #: What tasks print and warn goes to every client.
 BROADCAST = frozenset({"print", "warn"})
 
@@ -25,6 +24,7 @@ class Events:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
+        self._length = config.get("distributed.admin.log-length")  # events that are remembered, of each topic
         self._topics: dict[str, deque[Event]] = {}
         self._subscribers: dict[str, dict[ClientState, None]] = {}
         scheduler.hear("client", "log_event", self._log_by_peer)
@@ -45,7 +45,7 @@ class Events:
         now = time.time()
         for topic in [topics] if isinstance(topics, str) else topics:
             if topic not in BROADCAST:
-                self._topics.setdefault(topic, deque(maxlen=LENGTH)).append((now, message))
+                self._topics.setdefault(topic, deque(maxlen=self._length)).append((now, message))
             clients = list(self._scheduler.state.clients.values()) if topic in BROADCAST else []
             for client in [*self._subscribers.get(topic, ()), *clients]:
                 connection = self._scheduler._connections.get(client)
