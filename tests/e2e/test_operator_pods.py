@@ -187,32 +187,3 @@ def test_an_idle_cluster_is_ended_and_a_busy_one_is_not(lab: Namespace) -> None:
     lab.apply(busy)
     eventually(lambda: lab.get("djb", "busy").get("status", {}).get("jobStatus") == "Successful", "success", 90)
     assert "all 120 results" in runner_log(lab, "busy")
-
-
-def test_a_worker_that_crashes_is_said_and_clears(lab: Namespace) -> None:
-    manifest = cluster("crash", 1)
-    manifest["spec"]["worker"]["spec"]["containers"][0]["args"] = ["python", "-c", "raise SystemExit(7)"]
-    lab.apply(manifest)
-    failure = eventually(
-        lambda: (
-            (c := lab.condition("daskworkergroup", "crash-default", "ReplicaFailure")).get("status") == "True" and c
-        ),
-        "the condition",
-        60,
-    )
-    assert failure["reason"] == "CrashLoop" and "exit code 7" in failure["message"]
-    lab.apply(cluster("crash", 1))
-    eventually(lambda: len(registered(lab, "crash")) == 1, "the mended worker", 60)
-    eventually(
-        lambda: lab.condition("daskworkergroup", "crash-default", "ReplicaFailure")["status"] == "False", "no failure"
-    )
-
-
-def test_pods_nobody_can_place_are_said(lab: Namespace) -> None:
-    manifest = cluster("placed", 1)
-    manifest["spec"]["worker"]["spec"]["nodeSelector"] = {"no-such-label": "true"}
-    lab.apply(manifest)
-    failure = eventually(
-        lambda: (c := lab.condition("dsk", "placed", "ReplicaFailure")).get("status") == "True" and c, "the condition"
-    )
-    assert failure["reason"] == "Unschedulable" and "cannot be placed on a node" in failure["message"]

@@ -207,7 +207,13 @@ def _http_port(raw: Json) -> int:
 
 PROVEN_AFTER = 10.0  # seconds, as long as the kubelet's own first back-off
 IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
-CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"}
+CONFIG_REASONS = {
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+    "StartError",
+    "ContainerCannotRun",
+}
 
 
 def _trouble(name: str, status: Json, conditions: dict[str, Json]) -> tuple[str, str] | None:
@@ -232,6 +238,10 @@ def _container_trouble(pod: str, container: Json) -> tuple[str, str] | None:
         return "ContainerConfigError", f"pod {pod}: the container {container['name']!r} cannot be started: {message}"
     ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated")
     if ended and container.get("restartCount", 0) > 0 and (ended.get("exitCode") or not container.get("ready")):
+        if ended.get("reason") in CONFIG_REASONS:
+            return "ContainerConfigError", (
+                f"pod {pod}: the container {container['name']!r} cannot be started: {ended.get('message', '')}"
+            )
         how = f"exit code {ended.get('exitCode')}, {ended.get('reason', 'no reason given')}"
         times = container["restartCount"]
         return "CrashLoop", f"pod {pod}: the container {container['name']!r} ended {times} times ({how})"

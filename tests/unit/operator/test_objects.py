@@ -77,6 +77,21 @@ def pod(**status: Any) -> Pod:
             "ended 2 times (exit code 3, Error)",
         ),
         (
+            {
+                "phase": "Running",
+                "containerStatuses": [
+                    WAITING
+                    | {
+                        "restartCount": 2,
+                        "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                        "lastState": {"terminated": {"exitCode": 128, "reason": "StartError", "message": "no x"}},
+                    }
+                ],
+            },
+            "ContainerConfigError",
+            "'worker' cannot be started: no x",
+        ),
+        (
             {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."},
             "PodFailed",
             "Evicted: The node was low",

@@ -1,0 +1,223 @@
+"""Operators that die after each of their writes: the last one ends where one that lived would have.
+
+The operator's parts run here without kopf and without watches: passes, caches filled by lists, and a real API server.
+Who dies has had its last request carried out and never learns of it, which is the worst that a crash can do, and
+whatever it had in memory is lost. Each successor makes one write more (or two, or three …) and dies in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from daskfleet_operator.app import WATCHED
+from daskfleet_operator.kube.client import Api
+from daskfleet_operator.kube.config import Connection, load_connection
+from daskfleet_operator.kube.kinds import CLUSTER, CUSTOM_KINDS, JOB, POD, SECRET, WORKERGROUP, Json, Kind
+from daskfleet_operator.metrics import Metrics
+from daskfleet_operator.plan.model import Key
+from daskfleet_operator.reconcile import Reconciler
+from daskfleet_operator.schedulers import Schedulers
+from daskfleet_operator.store import Store
+from operator_bed import cluster_manifest
+
+LABEL = "dask.org/cluster-name="
+STRIDES = (1, 2, 3)  # writes that each operator lives to make
+
+
+class Crash(BaseException):
+    """The process is gone: nothing may handle this."""
+
+
+class MortalApi(Api):
+    """Dies when so many of its writes have been carried out."""
+
+    def __init__(self, connection: Connection, writes: float) -> None:
+        super().__init__(connection)
+        self.written = 0
+        self._writes = writes
+
+    async def request(self, method: str, path: str, **options: Any) -> Json:
+        if self.written >= self._writes:
+            raise Crash
+        answer = await super().request(method, path, **options)
+        self.written += method != "GET" and "dryRun" not in (options.get("params") or {})
+        if self.written >= self._writes:
+            raise Crash
+        return answer
+
+
+class Process:
+    """One operator's life, for one cluster."""
+
+    def __init__(self, api: MortalApi, schedulers: Schedulers, key: Key) -> None:
+        self.api, self.key = api, key
+        self.now = 1_800_000_000.0
+        self.store = Store(lambda key: None, "cluster.local")
+        self.reconciler = Reconciler(
+            api,
+            self.store,
+            schedulers,
+            Metrics(),
+            wake=lambda key: None,
+            wake_in=lambda key, seconds: None,
+            now=lambda: self.now,
+        )
+
+    async def settle(self) -> None:
+        """Work until passes find nothing to write, though time passes."""
+        quiet = 0
+        while quiet < 2:
+            for kind, items in (await listed(self.api, self.key)).items():
+                self.store.replaced(kind, self.key.namespace, items)
+            before = self.api.written
+            await self.reconciler.pass_over(self.key)
+            quiet = quiet + 1 if self.api.written == before else 0
+            self.now += 5
+
+
+async def listed(api: Api, key: Key) -> dict[Kind, list[Json]]:
+    """All that belongs to the cluster, as watches would tell."""
+
+    async def one(kind: Kind) -> list[Json]:
+        named = kind in (CLUSTER, JOB)
+        selector = {"fieldSelector": f"metadata.name={key.name}"} if named else {"labelSelector": LABEL + key.name}
+        answer = await api.request("GET", kind.path(key.namespace), params=selector)
+        return [item | {"kind": kind.name, "apiVersion": kind.api_version} for item in answer["items"]]
+
+    kinds = (*CUSTOM_KINDS, *WATCHED)
+    return dict(zip(kinds, await asyncio.gather(*map(one, kinds)), strict=True))
+
+
+@asynccontextmanager
+async def process(connection: Connection, key: Key, writes: float = float("inf")) -> AsyncIterator[Process]:
+    async with MortalApi(connection, writes) as api, Schedulers(api) as schedulers:
+        made = Process(api, schedulers, key)
+        try:
+            yield made
+        finally:
+            await made.reconciler.close()
+
+
+async def state(api: Api, key: Key) -> Json:
+    """Everything of the cluster, without what differs from one making to the next."""
+    found: Json = {
+        kind.name: sorted((_plain(kind, item, key) for item in items), key=repr)
+        for kind, items in (await listed(api, key)).items()
+    }
+    secrets = await api.request("GET", SECRET.path(key.namespace), params={"labelSelector": LABEL + key.name})
+    return found | {"tokens": len(secrets["items"])}
+
+
+def _plain(kind: Kind, item: Json, key: Key) -> Json:
+    meta, status = item["metadata"], item.get("status", {})
+    spec = copy.deepcopy(item["spec"])
+    if kind.name == "Service":
+        spec = spec["ports"]
+    owners = [owner["kind"] for owner in meta.get("ownerReferences", ())]
+    conditions = [
+        (one["type"], one["status"], one["reason"]) for one in status.get("conditions", ()) if kind in CUSTOM_KINDS
+    ]
+    counts = [status.get(field) for field in ("phase", "jobStatus", "replicas") if kind in CUSTOM_KINDS]
+    template = (meta.get("annotations") or {}).get("kubernetes.dask.org/template-hash")
+    if kind is POD:
+        images = [container["image"] for container in spec["containers"]]
+        retiring = [one for one in status.get("conditions", ()) if one["type"].endswith("Retiring")]
+        return {"images": images, "owners": owners, "leaves": "deletionTimestamp" in meta, "marked": retiring}
+    text = {"spec": spec, "owners": owners, "conditions": conditions, "counts": counts, "template": bool(template)}
+    plain: Json = _renamed(text, key.name)
+    return plain
+
+
+def _renamed(value: Any, name: str) -> Any:
+    if isinstance(value, dict):
+        return {inner: _renamed(item, name) for inner, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_renamed(item, name) for item in value]
+    return value.replace(name, "NAME") if isinstance(value, str) else value
+
+
+def nowhere(spec: Json) -> Json:
+    """Pods that no scheduler places: they are gone as soon as they are deleted, and no kubelet writes to them."""
+    for half in ("scheduler", "worker"):
+        spec[half]["spec"]["schedulerName"] = "nobody"
+    return spec
+
+
+def cluster(name: str) -> tuple[Kind, Json]:
+    made = cluster_manifest(name, 2, image="example.invalid/old:1")
+    nowhere(made["spec"])
+    return CLUSTER, made
+
+
+def job(name: str) -> tuple[Kind, Json]:
+    runner = {"schedulerName": "nobody", "containers": [{"name": "job", "image": "example.invalid/old:1"}]}
+    spec = {"job": {"spec": runner}, "cluster": {"spec": nowhere(cluster_manifest(name, 1)["spec"])}}
+    return JOB, {"apiVersion": JOB.api_version, "kind": JOB.name, "metadata": {"name": name}, "spec": spec}
+
+
+def patched(kind: Kind, suffix: str, **spec: Any) -> Callable[[Api, Key], Any]:
+    async def act(api: Api, key: Key) -> None:
+        await api.patch(kind, key.namespace, key.name + suffix, {"spec": spec})
+
+    return act
+
+
+def edited(api: Api, key: Key) -> Any:
+    spec = nowhere(cluster_manifest(key.name, 2, image="example.invalid/new:1")["spec"])
+    spec["scheduler"]["service"]["ports"].append({"name": "more", "port": 9000})
+    return api.patch(CLUSTER, key.namespace, key.name, {"spec": spec})
+
+
+LIVES: dict[str, tuple[Callable[[str], tuple[Kind, Json]], Sequence[Callable[[Api, Key], Any]]]] = {
+    "cluster": (
+        cluster,
+        [
+            patched(WORKERGROUP, "-default", worker={"replicas": 4}),
+            patched(CLUSTER, "", worker={"replicas": 1}),
+            edited,
+            patched(CLUSTER, "", suspend=True),
+        ],
+    ),
+    "job": (job, [patched(JOB, "", suspend=True), patched(JOB, "", suspend=False)]),
+}
+
+
+async def live(connection: Connection, key: Key, life: str, stride: float) -> tuple[list[Json], int]:
+    """States after each act, and how many operators have died for them."""
+    make, acts = LIVES[life]
+    states: list[Json] = []
+    deaths = 0
+    async with Api(connection) as user:
+        kind, manifest = make(key.name)
+        await user.create(kind, key.namespace, manifest)
+        for act in (None, *acts):
+            if act is not None:
+                await act(user, key)
+            for _ in range(100):
+                try:
+                    async with process(connection, key, stride) as operator:
+                        await operator.settle()
+                    break
+                except Crash:
+                    deaths += 1
+            else:
+                raise AssertionError(f"not settled after a hundred deaths: {await state(user, key)}")
+            states.append(await state(user, key))
+    return states, deaths
+
+
+@pytest.mark.parametrize("life", LIVES)
+async def test_operators_that_die_after_each_write_end_where_one_that_lives_does(
+    kubernetes_api: Any, namespace: str, life: str
+) -> None:
+    connection = await load_connection(str(kubernetes_api.kubeconfig))
+    wanted, _ = await live(connection, Key(namespace, "peace"), life, float("inf"))
+    runs = (live(connection, Key(namespace, f"dies-{stride}"), life, stride) for stride in STRIDES)
+    for stride, (states, deaths) in zip(STRIDES, await asyncio.gather(*runs), strict=True):
+        assert deaths > 12 / stride
+        assert states == wanted, f"dying after every {stride} writes"
