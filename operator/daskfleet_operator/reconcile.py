@@ -29,6 +29,7 @@ from daskfleet_operator.kube.objects import Pod, controller
 from daskfleet_operator.metrics import Metrics
 from daskfleet_operator.plan import groups, model
 from daskfleet_operator.plan.plan import plan, statuses
+from daskfleet_operator.plan.status import only_counts
 from daskfleet_operator.scheduler_api import SchedulerError
 from daskfleet_operator.schedulers import Schedulers
 from daskfleet_operator.store import PARSERS, Store
@@ -36,6 +37,7 @@ from daskfleet_operator.store import PARSERS, Store
 logger = logging.getLogger(__name__)
 
 ROUNDS = 6
+COUNTS_EVERY = 0.25  # seconds
 CREATES = 32  # pods being created at once, over all clusters
 Memory = model.Memory
 
@@ -115,9 +117,8 @@ class Reconciler:
         observed = self._store.observed(key)
         if observed.cluster is None:
             self._schedulers.forget(key)
-        for write in statuses(observed, self._now()):
-            await self._write_status(key, observed, write)
-        wake_at = step.wake_at
+        put_off = [await self._write_status(key, observed, write) for write in statuses(observed, self._now())]
+        wake_at = min((at for at in (step.wake_at, *put_off) if at is not None), default=None)
         return None if wake_at is None else max(0.01, wake_at - self._now())
 
     async def _apply(self, key: model.Key, actions: tuple[model.Action, ...]) -> bool:
@@ -132,23 +133,30 @@ class Reconciler:
                 raise result
         return any(results)
 
-    async def _write_status(self, key: model.Key, observed: model.Observed, write: model.StatusWrite) -> None:
+    async def _write_status(self, key: model.Key, observed: model.Observed, write: model.StatusWrite) -> float | None:
+        """Write what is new; counts of workers a few times a second, not for every pod. Returns when that is due."""
         resource = self._resource(observed, write.kind, write.name)
-        if resource is None or (resource.get("status") or {}) == write.status:
-            return
+        if resource is None or (old := resource.get("status") or {}) == write.status:
+            return None
+        what, now = f"{write.kind.name}/{write.name}", self._now()
+        due = observed.memory.told.get(what, 0.0) + COUNTS_EVERY
+        if now < due and only_counts(old, write.status):
+            return due
         try:
             answer = await self._api.patch(
                 write.kind, key.namespace, write.name, {"status": write.status}, subresource="status"
             )
         except ApiError as error:
             if error.status == 404:
-                return
+                return None
             raise
         self._store.changed(write.kind, answer)
+        self._store.remember(key, lambda memory: replace(memory, told={**memory.told, what: now}))
         if write.kind is JOB:
             self._wake(key)  # a job's plan goes by its status: failures are counted there
         for event in write.events:
             await self._events.post(write.kind, resource, event)
+        return None
 
     @staticmethod
     def _resource(observed: model.Observed, kind: Kind, name: str) -> Json | None:

@@ -77,6 +77,7 @@ class Memory:
     looked: Mapping[str, float] = field(default_factory=dict)  # by adopted Deployment, when its pods were listed
     scheduler_answers: str | None = None  # uid of the scheduler pod whose /health was seen to answer
     token_ensured: float | None = None
+    told: Mapping[str, float] = field(default_factory=dict)  # when each status was written, by "Kind/name"
     approved: Mapping[str, str] = field(default_factory=dict)  # fingerprints of templates, see `plan.trial`
     held_up: Mapping[str, HeldUp] = field(default_factory=dict)  # by a pod's uid
 

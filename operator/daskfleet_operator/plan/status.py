@@ -133,7 +133,8 @@ def _group_ready(
 ) -> Json:
     generation = group["metadata"].get("generation", 0)
     ready = sum(pod.ready for pod in active)
-    outdated = 0 if "adopt" in group["spec"] else sum(pod.template != worker_hash(group) for pod in active)
+    template = None if "adopt" in group["spec"] else worker_hash(group)
+    outdated = 0 if template is None else sum(pod.template != template for pod in active)
     if scheduler.suspended(cluster):
         return condition(READY, False, Reason.SUSPENDED, "spec.suspend of the cluster is true", generation)
     count = f"{ready} of {replicas} workers are ready"
@@ -257,6 +258,17 @@ def _cluster_ready(
         return condition(READY, True, Reason.READY, count, generation)
     reason, message = (trouble[0], f"{count}: {trouble[1]}") if trouble else (Reason.WORKERS_STARTING, count)
     return condition(READY, False, reason, message, generation)
+
+
+def only_counts(old: Json, new: Json) -> bool:
+    """Whether a status differs in nothing but numbers of workers and the sentences that tell them."""
+
+    def rest(status: Json) -> Json:
+        kept = {name: value for name, value in status.items() if name not in ("replicas", "readyReplicas")}
+        conditions = [{**item, "message": ""} for item in status.get("conditions") or ()]
+        return {**kept, "conditions": conditions}
+
+    return rest(old) == rest(new)
 
 
 def news(old: Json, new: Json) -> tuple[Event, ...]:

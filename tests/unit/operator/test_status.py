@@ -37,6 +37,14 @@ def test_a_group_at_rest() -> None:
     assert conditions(write)["ReplicaFailure"]["status"] == "False"
 
 
+def test_counts_are_told_apart_from_what_is_news() -> None:
+    starting, more = (of_group(observed(pods=(pod(), *(pod(ready=False) for _ in range(n))))).status for n in (1, 2))
+    assert starting != more and status.only_counts(starting, more)
+    done = of_group(observed(pods=(pod(), pod()))).status
+    assert not status.only_counts(starting, done), "Ready has changed"
+    assert not status.only_counts({}, starting)
+
+
 def test_pods_being_retired_no_longer_count() -> None:
     write = of_group(observed(pods=(pod(), pod(), pod(retire_since=NOW), pod(deleting=True))))
     assert write.status["replicas"] == 2
