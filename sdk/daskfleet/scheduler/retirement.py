@@ -39,11 +39,16 @@ def idle_surplus(workers: Iterable[WorkerState], memory_ratio: float = 2.0) -> l
 
 
 def unique_data(leaving: Iterable[WorkerState]) -> list[TaskState]:
-    """What would be lost if all workers left that are about to: nobody else holds it, and neither do we."""
+    """What would be lost if all workers left that are about to: nobody else holds it, and neither do we.
+
+    What is pinned to its worker cannot be moved: it is made anew elsewhere, as far as it is needed.
+    """
     return [
         ts
         for ts in {ts: None for worker in leaving for ts in worker.data}
-        if ts.value is None and all(holder.status == CLOSING for holder in ts.holders)
+        if ts.value is None
+        and not (ts.options is not None and ts.options.pinned)
+        and all(holder.status == CLOSING for holder in ts.holders)
     ]
 
 

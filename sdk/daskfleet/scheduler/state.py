@@ -71,7 +71,17 @@ class Failure:
 
 @dataclass(slots=True)
 class Options:
-    """What a user asked for one task or a whole submission beyond the usual."""
+    """What a user asked for one task or a whole submission beyond the usual.
+
+    Attributes
+    ----------
+    pinned
+        The result stands for something on the worker that ran the task (a file, say) and is lost with that worker,
+        however many have read it. It is small and travels inside messages only.
+    borrows
+        The result refers to what the inputs stand for: these are kept as long as it is, and it is lost when one of
+        them is.
+    """
 
     workers: frozenset[str] | None = None
     allow_other_workers: bool = False
@@ -80,6 +90,8 @@ class Options:
     priority: int = 0
     actor: bool = False
     span: str | None = None
+    pinned: bool = False
+    borrows: bool = False
     for_worker: dict[str, Any] | None = None
 
     @classmethod
@@ -93,6 +105,8 @@ class Options:
             priority=int(raw.get("priority") or 0),
             actor=bool(raw.get("actor")),
             span=raw["span"][0] if raw.get("span") else None,
+            pinned=bool(raw.get("pinned")),
+            borrows=bool(raw.get("borrows")),
             for_worker={name: raw[name] for name in ("resources", "timeout") if raw.get(name)} or None,
         )
 

@@ -133,7 +133,9 @@ class Transitions(Queues):
         self._enter(ts, MEMORY)
         self.suspects.pop(ts, None)
         ts.nbytes, ts.type = size, kind
-        if value is not None and (worker is None or self.inline_bytes < INLINE_BUDGET):
+        options = ts.options
+        pinned = options is not None and options.pinned
+        if value is not None and (worker is None or pinned or self.inline_bytes < INLINE_BUDGET):
             ts.value = value
             self.inline_bytes += nbytes(value)
         if worker is not None:
@@ -147,7 +149,7 @@ class Transitions(Queues):
                     dependent.waiting_on -= 1
                     if not dependent.waiting_on:
                         self._enqueue(dependent)
-        if active:
+        if active and (options is None or not options.borrows):
             self._stop_waiting(ts)
         if not ts.waiters and not wants:
             self._discard(ts)
@@ -169,22 +171,45 @@ class Transitions(Queues):
         worker.data.pop(ts, None)
         worker.nbytes -= ts.nbytes
         ts.holders = tuple([holder for holder in ts.holders if holder is not worker])
-        if ts.holders or ts.value is not None:
-            return
-        self._enter(ts, RELEASED)
+        if not ts.holders and (ts.value is None or _pinned(ts)):
+            self._lose(ts)
+
+    def _lose(self, ts: TaskState) -> None:
+        """The data is gone, and with it what borrows from it."""
+        self._drop_data(ts)
         for i in range(0, len(ts.wants), 2):
             self._tell(ts.wants[i], "pending", ts.wants[i + 1])
+        void = []
         for dependent in ts.dependents or ():
             if dependent.state == WAITING:
                 dependent.waiting_on += 1
-            elif dependent.state in (QUEUED, NO_WORKER):
+            elif dependent.state in (QUEUED, NO_WORKER) or (dependent.state == PROCESSING and _borrows(dependent)):
                 self._withdraw(dependent)
                 self._enter(dependent, WAITING)
                 dependent.waiting_on = sum(dep.state != MEMORY for dep in dependent.dependencies)
-        if ts.waiters or ts.wants:
+            elif dependent.state == MEMORY and _borrows(dependent):
+                void.append(dependent)
+        for dependent in void:
+            if dependent.state == MEMORY:
+                self._lose(dependent)
+        needed = ts.waiters or ts.wants
+        if needed:
             self._need(ts)
-        else:
+        if _borrows(ts):
+            self._stop_waiting(ts)
+        if not needed:
             self._discard(ts)
+
+    def _drop_data(self, ts: TaskState) -> None:
+        for worker in ts.holders:
+            self._free(worker, ts.id)
+            worker.data.pop(ts, None)
+            worker.nbytes -= ts.nbytes
+        ts.holders = ()
+        if ts.value is not None:
+            self.inline_bytes -= nbytes(ts.value)
+            ts.value = None
+        self._enter(ts, RELEASED)
 
     def _fail(self, first: TaskState, failure: Failure) -> None:
         """A task cannot be computed, so neither can what waits for it."""
@@ -223,15 +248,11 @@ class Transitions(Queues):
             if ts.waiters or ts.wants or ts.state == FORGOTTEN:
                 continue
             if ts.state == MEMORY:
-                for worker in ts.holders:
-                    self._free(worker, ts.id)
-                    worker.data.pop(ts, None)
-                    worker.nbytes -= ts.nbytes
-                ts.holders = ()
-                if ts.value is not None:
-                    self.inline_bytes -= nbytes(ts.value)
-                    ts.value = None
-                self._enter(ts, RELEASED)
+                self._drop_data(ts)
+                if ts.options is not None and ts.options.borrows:
+                    for dep in ts.dependencies:
+                        dep.waiters -= 1
+                        stack.append(dep)
             elif ts.state not in (RELEASED, ERRED):
                 self._withdraw(ts)
                 self.suspects.pop(ts, None)
@@ -296,3 +317,11 @@ class Transitions(Queues):
                 if oldest.id in worker.functions:
                     worker.functions.discard(oldest.id)
                     self._tell(worker, "forget", oldest.id)
+
+
+def _pinned(ts: TaskState) -> bool:
+    return ts.options is not None and ts.options.pinned
+
+
+def _borrows(ts: TaskState) -> bool:
+    return ts.options is not None and ts.options.borrows

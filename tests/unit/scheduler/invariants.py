@@ -56,7 +56,7 @@ def check_scheduler(state: SchedulerState) -> None:
         assert ts.id == id and state.keys[ts.key] is ts
         counts[ts.state] += 1
         dependents.update(ts.dependencies)
-        if ts.state in ACTIVE:
+        if ts.state in ACTIVE or (ts.state == MEMORY and ts.options is not None and ts.options.borrows):
             waiters.update(ts.dependencies)
         if ts.function is not None:
             users[ts.function] += 1
@@ -98,6 +98,10 @@ def check_scheduler(state: SchedulerState) -> None:
                 assert needed, f"{ts} is of no use to anyone"
                 assert ts.holders or ts.value is not None
                 assert len(set(ts.holders)) == len(ts.holders)
+                if ts.options is not None and ts.options.pinned:
+                    assert len(ts.holders) == 1 and ts.value is not None
+                if ts.options is not None and ts.options.borrows:
+                    assert all(dep.state == MEMORY for dep in ts.dependencies), f"{ts} has lost what it borrowed"
             case "erred":
                 assert ts.failure is not None
             case "released":

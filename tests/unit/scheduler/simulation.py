@@ -123,6 +123,8 @@ class Simulation:
                 spec.options = {"workers": [f"w{rng.randint(0, 3)}"], "allow_other_workers": rng.random() < 0.3}
             elif trouble < 0.27:
                 spec.options = {"resources": {"GPU": 1}}
+            elif trouble < 0.42:
+                spec.options, spec.small = {"pinned": True, "borrows": bool(dependencies)}, True
             specs.append(spec)
         return specs
 
