@@ -12,32 +12,39 @@ from typing import Any
 
 
 def when_imported(name: str, function: Callable[[], Any]) -> None:
-    """Call `function` right after the top-level module `name` is imported; now, if it is already."""
+    """Call `function` right after the module `name` is imported; now, if it is already."""
     if name in sys.modules:
         function()
-    else:
-        sys.meta_path.insert(0, _Watch(name, function))
+        return
+    if _watch not in sys.meta_path:
+        sys.meta_path.insert(0, _watch)
+    _waiting.setdefault(name, []).append(function)
+
+
+_waiting: dict[str, list[Callable[[], Any]]] = {}
 
 
 class _Watch(importlib.abc.MetaPathFinder):
-    def __init__(self, name: str, function: Callable[[], Any]) -> None:
-        self._name, self._function = name, function
+    """It stays where it is: other threads may be going through the list of finders."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self._name:
+        functions = _waiting.pop(fullname, None)
+        if functions is None:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self._function)
+            spec.loader = _Loader(spec.loader, functions)
         return spec
 
 
+_watch = _Watch()
+
+
 class _Loader(importlib.abc.Loader):
-    def __init__(self, loader: Any, function: Callable[[], Any]) -> None:
-        self._loader, self._function = loader, function
+    def __init__(self, loader: Any, functions: list[Callable[[], Any]]) -> None:
+        self._loader, self._functions = loader, functions
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         created: ModuleType | None = self._loader.create_module(spec)
@@ -47,4 +54,5 @@ class _Loader(importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader  # what looks for data files asks it
         self._loader.exec_module(module)
-        self._function()
+        for function in self._functions:
+            function()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -69,6 +71,8 @@ class Nanny:
         self.status = "init"
         self.pid: int | None = None
         self.worker_address = ""
+        self._folder: str | None = None
+        self._imported: set[str] = set()
         self.deaths = 0
         self.exit_status: int | None = None
         self._failure = ""
@@ -195,11 +199,18 @@ class Nanny:
                     task.cancel()
                 await asyncio.gather(*watch, return_exceptions=True)
             self._hear(ours)
+            if (
+                self._folder is not None
+            ):  # a worker that was killed has left it; not in a thread: it may want to fork again
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder = None
             return AGAIN if self._anew else status
 
     def _fork(self, ours: socket.socket, theirs: socket.socket) -> int:
         from daskfleet.worker.process import become  # before the fork: imported once for all workers
 
+        if self.deaths:
+            self._import_what_it_had()
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -207,6 +218,22 @@ class Nanny:
             os.environ.update(self._environment())
             become(self.options, theirs)
         return pid
+
+    def _import_what_it_had(self) -> None:
+        """A worker that dies every few seconds would spend its life importing pandas: the next is forked with it."""
+        missing = [name for name in sorted(self._imported) if name not in sys.modules]
+        if not missing:
+            return
+        before = dict(os.environ)
+        os.environ.update(self._environment())  # numeric libraries look at it as they are imported
+        try:
+            for name in missing:
+                importlib.import_module(name)
+        except Exception as error:  # the worker will see for itself
+            logger.info("cannot import what the worker had imported: %s", error)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
     def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
@@ -247,10 +274,13 @@ class Nanny:
                 self._answering.add(task)
                 task.add_done_callback(self._answering.discard)
                 continue
+            if "imported" in message:
+                self._imported.add(message["imported"])
+                continue
             if "failed" in message:
                 self._failure = message["failed"]
                 continue
-            self.worker_address = message["address"]
+            self.worker_address, self._folder = message["address"], message["folder"]
             if self.status == "starting":
                 self.status = "running"
             if self._up is not None and not self._up.done():

@@ -18,6 +18,7 @@ import pickle
 import signal
 import socket
 import sys
+from functools import partial
 from typing import Any, NoReturn
 
 from daskfleet.compat import VARIABLE, as_distributed
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 #: Exit status of a worker whose start failed in a way that another attempt would not mend.
 HOPELESS = 78
+
+#: What takes seconds to import, and may be imported before a fork as well as after it.
+HEAVY = ("numpy", "pandas", "pyarrow", "dask.array", "dask.dataframe")
 
 
 def run(options: dict[str, Any], pipe: socket.socket) -> int:
@@ -68,12 +72,20 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
         loop.add_signal_handler(number, leave)
     worker.predecessor = predecessor
     worker.nanny = nanny = WorkerEnd(pipe, orphaned)
+
+    def imported(name: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            asyncio.run_coroutine_threadsafe(nanny.say({"imported": name}), loop)
+
+    for name in HEAVY:
+        if name not in sys.modules:
+            when_imported(name, partial(imported, name))
     try:
         await worker.start()
     except (OSError, ValueError, TimeoutError, DaskfleetError) as error:
         await nanny.say({"failed": str(error)})
         return HOPELESS
-    await nanny.say({"address": worker.address, "name": worker.name})
+    await nanny.say({"address": worker.address, "name": worker.name, "folder": worker.local_directory})
     await worker.finished()
     return 0
 
