@@ -136,7 +136,8 @@ class Collections(Submitting):
                 if key in wanted:
                     states[key], new = self._state(key)
                     cid = states[key].cid if new else 0
-                rows.append(encoder.row(cid, key, graph[key], {**shared, **by_key.get(key, {})} or None))
+                own = getattr(graph[key], "daskfleet_options", {})
+                rows.append(encoder.row(cid, key, graph[key], {**shared, **by_key.get(key, {}), **own} or None))
                 if len(rows) == CHUNK and sent + CHUNK < len(graph):
                     self._send(("tasks", graph_number, False, priority, *encoder.take(), rows))
                     sent += len(rows)

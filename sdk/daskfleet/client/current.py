@@ -12,13 +12,16 @@ and a client that is dropped is collected.
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
 import dask
 
+from daskfleet.shuffle import hooks
 from daskfleet.worker.context import running_worker
 
 if TYPE_CHECKING:
@@ -91,11 +94,41 @@ def configure() -> None:
     if _configuration is not None:
         return
     settings: dict[str, Any] = {"scheduler": CurrentClient()}
-    # Without these dask falls back to shuffling through one process's local disk, which is wrong across workers.
-    for name in ("dataframe.shuffle.method", "array.rechunk.method"):
-        if dask.config.get(name, None) is None:
-            settings[name] = "tasks"
+    # Without this dask falls back to shuffling through one process's local disk, which is wrong across workers.
+    if dask.config.get("dataframe.shuffle.method", None) is None:
+        settings["dataframe.shuffle.method"] = "p2p"
+    hooks.install(_ours, _lock)
     _configuration = dask.config.set(settings)
+
+
+def _ours() -> bool:
+    """Whether what dask is about to do will run on our workers."""
+    try:
+        current_client()
+    except ValueError:
+        return "distributed" not in sys.modules
+    return True
+
+
+def _lock(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """What dask puts around ``store(lock=True)``, ``to_hdf`` …: of the cluster, where threads of one process will not
+    do."""
+
+    @functools.wraps(theirs)
+    def get_scheduler_lock(collection: Any = None, scheduler: Any = None) -> Any:
+        from dask.base import get_scheduler
+
+        try:
+            client = current_client()
+        except ValueError:
+            return theirs(collection, scheduler)
+        if get_scheduler(collections=[collection], scheduler=scheduler) != client.get:
+            return theirs(collection, scheduler)
+        from daskfleet.client.locks import Lock
+
+        return Lock()
+
+    return get_scheduler_lock
 
 
 def become_default(client: Client) -> None:

@@ -34,7 +34,7 @@ scheduler → worker
 worker → scheduler
     ("done", rows)          rows: (id, attempt, nbytes, seconds, type name, value or None)
     ("erred", rows)         rows: (id, attempt, exception, traceback, text, seconds)
-    ("missing", rows)       rows: (id, attempt, ids of dependencies that could not be had)
+    ("missing", rows)       rows: (id, attempt, ((id, address), …)): copies of inputs that could not be had
     ("holds", ids)          a copy has arrived
     ("dropped", ids)        a copy is gone or could not be had
     ("yielded", rows)       rows: (id, attempt)

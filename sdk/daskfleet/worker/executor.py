@@ -28,6 +28,7 @@ from daskfleet.protocol.serialize import Serialized, dumps, dumps_by_value, load
 from daskfleet.protocol.spec import evaluate
 from daskfleet.worker.context import context
 from daskfleet.worker.machine import Inline, Task
+from daskfleet.worker.pieces import PiecesLost
 from daskfleet.worker.spill import OnDisk
 
 if TYPE_CHECKING:
@@ -78,7 +79,15 @@ class Suspended:
     started: float
 
 
-Outcome = Success | Failed | Again | Suspended
+@dataclass(slots=True)
+class Deprived:
+    """A task cannot have what others have left on their workers: ``(their task's id, their worker's address)``."""
+
+    task: Task
+    copies: list[tuple[int, str]]
+
+
+Outcome = Success | Failed | Again | Suspended | Deprived
 
 
 class Executor:
@@ -240,10 +249,12 @@ def success(task: Task, value: Any, seconds: float) -> Success:
     return Success(task, value, size, seconds, name, small)
 
 
-def failure(task: Task, error: BaseException, seconds: float) -> Failed | Again:
+def failure(task: Task, error: BaseException, seconds: float) -> Failed | Again | Deprived:
     """What to report of a task that raised `error`: the error, its traceback without our own frames, and a text."""
     if isinstance(error, Reschedule):
         return Again(task)
+    if isinstance(error, PiecesLost):
+        return Deprived(task, error.copies)
     from tblib import Traceback
 
     traceback = error.__traceback__

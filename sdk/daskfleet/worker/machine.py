@@ -222,7 +222,10 @@ class WorkerMachine:
 
     def forget_tasks(self) -> None:
         """The scheduler is gone: what it asked for will be asked for again. Data stays; running tasks end
-        unreported."""
+        unreported. What is pinned here is void, since the scheduler takes a lost connection for a dead worker."""
+        for id in list(self.data):
+            if hasattr(type(self.data[id]), "__daskfleet_pinned__"):
+                del self.data[id], self.keys[id], self.sizes[id]
         self.tasks.clear()
         self.functions.clear()
         self.fetches.clear()
@@ -282,6 +285,12 @@ class WorkerMachine:
         if self.tasks.get(task.id) is task:
             del self.tasks[task.id]
             self._tell("rescheduled", (task.id, task.attempt))
+
+    def deprived(self, task: Task, copies: list[tuple[int, str]]) -> None:
+        """A task cannot have what others have left on their workers: the scheduler has it made anew and tries again."""
+        self._ended(task, self.seconds)
+        if self.tasks.get(task.id) is task:
+            self._give_up(task, copies)
 
     def secede(self, task: Task) -> None:
         """A running task goes on outside of the slots: another may start in its place."""

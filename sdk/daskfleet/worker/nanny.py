@@ -8,7 +8,6 @@ import importlib
 import logging
 import os
 import pickle
-import shutil
 import signal
 import socket
 import subprocess
@@ -71,7 +70,6 @@ class Nanny:
         self.status = "init"
         self.pid: int | None = None
         self.worker_address = ""
-        self._folder: str | None = None
         self._imported: set[str] = set()
         self.deaths = 0
         self.exit_status: int | None = None
@@ -199,11 +197,6 @@ class Nanny:
                     task.cancel()
                 await asyncio.gather(*watch, return_exceptions=True)
             self._hear(ours)
-            if (
-                self._folder is not None
-            ):  # a worker that was killed has left it; not in a thread: it may want to fork again
-                shutil.rmtree(self._folder, ignore_errors=True)
-                self._folder = None
             return AGAIN if self._anew else status
 
     def _fork(self, ours: socket.socket, theirs: socket.socket) -> int:
@@ -280,7 +273,7 @@ class Nanny:
             if "failed" in message:
                 self._failure = message["failed"]
                 continue
-            self.worker_address, self._folder = message["address"], message["folder"]
+            self.worker_address = message["address"]
             if self.status == "starting":
                 self.status = "running"
             if self._up is not None and not self._up.done():

@@ -85,7 +85,7 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
     except (OSError, ValueError, TimeoutError, DaskfleetError) as error:
         await nanny.say({"failed": str(error)})
         return HOPELESS
-    await nanny.say({"address": worker.address, "name": worker.name, "folder": worker.local_directory})
+    await nanny.say({"address": worker.address, "name": worker.name})
     await worker.finished()
     return 0
 

@@ -26,13 +26,14 @@ from daskfleet.worker import context
 from daskfleet.worker.actors import Actors
 from daskfleet.worker.answers import Answers
 from daskfleet.worker.data import Data
-from daskfleet.worker.executor import Again, Executor, Failed, Outcome, Success, Suspended, failure, success
+from daskfleet.worker.executor import Again, Deprived, Executor, Failed, Outcome, Success, Suspended, failure, success
 from daskfleet.worker.folder import Folder
 from daskfleet.worker.health import beat, watch_memory
 from daskfleet.worker.joining import reach
 from daskfleet.worker.machine import Task, WorkerMachine
 from daskfleet.worker.memory import MemoryMonitor, Thresholds
 from daskfleet.worker.observing import Observer
+from daskfleet.worker.pieces import Shelf
 from daskfleet.worker.plugins import WorkerPlugins
 from daskfleet.worker.spill import SpillBuffer
 from daskfleet.worker.stopping import Stopping
@@ -142,6 +143,7 @@ class Worker:
         self.plugins = WorkerPlugins(self)
         self.preloads = Preloads(self, preload, preload_argv, "worker")
         self.actors = Actors(self)
+        self.pieces = Shelf()
         self.client: Any = None  # of the tasks that use one (`daskfleet.client.current`)
         self.client_lock = threading.Lock()
 
@@ -401,6 +403,8 @@ class Worker:
                 machine.failed(outcome.task, outcome.exception, outcome.traceback, outcome.text, outcome.seconds)
             elif type(outcome) is Again:
                 machine.again(outcome.task)
+            elif type(outcome) is Deprived:
+                machine.deprived(outcome.task, outcome.copies)
             elif type(outcome) is Suspended:
                 self._spawn(self._run_coroutine(outcome))
         self._advance()
@@ -479,7 +483,9 @@ class Worker:
         connection.on_call = self._answer
         connection.on_close = lambda connection, _: self._peers.discard(connection)
 
-    async def _answer(self, _: Connection, method: str, args: tuple[Any, ...]) -> Any:
+    async def _answer(self, connection: Connection, method: str, args: tuple[Any, ...]) -> Any:
+        if method == "pieces":
+            return await self.pieces.portion(connection, *args)
         answer = self._handlers.get(method)
         if answer is None:
             raise ValueError(f"a worker has no method {method!r}")

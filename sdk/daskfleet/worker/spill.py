@@ -75,7 +75,7 @@ class SpillBuffer(MutableMapping[int, Any]):
         self._folder, self._target, self._sizes, self._max_spill = folder, target, sizes, max_spill
         self._fast: OrderedDict[int, Any] = OrderedDict()
         self._slow: dict[int, OnDisk] = {}
-        self._stuck: set[int] = set()  # in memory for good: they cannot be pickled
+        self._stuck: set[int] = set()  # in memory for good: they cannot be pickled, or are pinned
         self._names = itertools.count()
         self._complained = False
         self.memory_bytes = self.disk_bytes = 0
@@ -93,6 +93,8 @@ class SpillBuffer(MutableMapping[int, Any]):
             return
         self._fast[id] = value
         self.memory_bytes += self._sizes[id]
+        if hasattr(type(value), "__daskfleet_pinned__"):
+            self._stuck.add(id)
         while self.memory_bytes > self._target and self.evict():
             pass
 

@@ -3,7 +3,7 @@
 usage: python -m tests.benchmarks.runtime [--engines daskfleet,pool] [figure ...]
 
 Peers live in environments of their own under the user's cache folder, made on first use. Figures: import up map submit
-chain tree big transfer array dataframe bag idle.
+chain tree big transfer array dataframe bag idle shuffle.
 """
 
 from __future__ import annotations

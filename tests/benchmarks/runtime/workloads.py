@@ -44,9 +44,9 @@ class Dask:
         return engine
 
     @contextmanager
-    def cluster(self) -> Iterator[Any]:
+    def cluster(self, **more: Any) -> Iterator[Any]:
         engine = self.modules()
-        options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+        options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, **more}
         if self.name == "distributed":
             options["dashboard_address"] = ":0"  # it has no way to do without
         with engine.LocalCluster(**options) as cluster, engine.Client(cluster) as client:
@@ -185,6 +185,41 @@ def figures(engine: Any, wanted: set[str]) -> None:
             report("64 MiB scatter + op + gather, s", median(lambda: engine.big(client, data), 3))
         if isinstance(engine, Dask):
             collections(engine, client, want)
+    if isinstance(engine, Dask):
+        shuffle(engine, want)
+
+
+def shuffle(engine: Dask, want: Callable[[str], bool]) -> None:
+    """2 GB through two workers that may use 1 GB each."""
+    import dask.dataframe
+    import numpy
+    import pandas
+
+    if not want("shuffle"):
+        return
+    rows, parts = 1 << 20, 64
+
+    def part(n: int) -> Any:
+        rng = numpy.random.default_rng(n)
+        columns = {name: rng.random(rows) for name in "xyz"}
+        return pandas.DataFrame({"key": rng.integers(0, 1 << 40, rows), **columns})
+
+    def look(frame: Any) -> Any:
+        return pandas.DataFrame(
+            {"rows": [len(frame)], "keys": [frame.key.sum()], "largest": [frame.memory_usage().sum()]}
+        )
+
+    with engine.cluster(memory_limit="1GB") as client:
+        client.wait_for_workers(2)
+        frame = dask.dataframe.from_map(part, range(parts))
+        meta = look(part(0))
+        frame.partitions[:2].shuffle("key").map_partitions(look, meta=meta).compute()  # imports
+
+        def job() -> None:
+            found = frame.shuffle("key").map_partitions(look, meta=meta).compute()
+            assert found.rows.sum() == rows * parts and len(found) == parts
+
+        report("shuffle of 2 GB, workers of 1 GB, s", median(job, 3 if engine.name == "daskfleet" else 1))
 
 
 def collections(engine: Dask, client: Any, want: Callable[[str], bool]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import dask
 import dask.array as da
 import dask.bag as db
@@ -9,7 +11,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
-from daskfleet import Client
+from daskfleet import Client, Lock
 from pandas.testing import assert_frame_equal
 
 
@@ -70,3 +72,26 @@ def test_dataframes(client: Client, frame: pd.DataFrame) -> None:
     assert_frame_equal(kept.loc[100:200].compute(), alone(indexed.loc[100:200]))
     shuffled = left.shuffle("key").map_partitions(len).compute()
     assert shuffled.sum() == len(frame)
+
+
+class WholeFile:
+    """A file that is written whole, as some formats are: two writers at a time lose what one of them wrote."""
+
+    def __init__(self, path: str, shape: tuple[int, ...]) -> None:
+        self.path = path
+        np.save(path, np.zeros(shape))
+
+    def __setitem__(self, key, value) -> None:
+        whole = np.load(self.path)
+        time.sleep(0.005)
+        whole[key] = value
+        np.save(self.path, whole)
+
+
+def test_store_locks_across_processes(client: Client, tmp_path) -> None:
+    x = client.persist(da.random.random((30, 30), chunks=(5, 10)))
+    target = WholeFile(str(tmp_path / "x.npy"), x.shape)
+    da.store(x, target, lock=True)
+    np.testing.assert_array_equal(np.load(target.path), x.compute())
+    assert isinstance(dask.utils.get_scheduler_lock(), Lock)
+    assert not isinstance(dask.utils.get_scheduler_lock(scheduler="threads"), Lock)

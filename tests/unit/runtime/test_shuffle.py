@@ -1,0 +1,300 @@
+"""Shuffles by p2p on real workers: what pandas and numpy give, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+from daskfleet import Client, LocalCluster
+from daskfleet.worker import pieces
+from pandas.testing import assert_frame_equal
+
+ROWS = 5000
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[LocalCluster]:
+    """Three workers in this process, without importing pandas anew; processes come last."""
+    with LocalCluster(3, threads_per_worker=1, dashboard_address=None, processes=False) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["same files", "through the network"])
+def near_and_far(shared: LocalCluster, request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    monkeypatch.setattr(pieces, "SAME_FILES", request.param == "same files")
+    monkeypatch.setattr(pieces, "PORTION", 10_000)  # so that answers come in several
+    with Client(shared) as client:
+        yield client
+
+
+@pytest.fixture
+def client(shared: LocalCluster) -> Iterator[Client]:
+    with Client(shared) as client:
+        yield client
+
+
+def table(rows: int = ROWS, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame(
+        {
+            "key": rng.integers(0, 700, rows),
+            "value": rng.permutation(rows),
+            "text": pd.array([f"t{n}" for n in rng.integers(0, 100, rows)], dtype="string[pyarrow]"),
+            "thing": pd.Categorical([str(n) for n in rng.integers(0, 5, rows)]),
+        }
+    )
+
+
+def folders(client: Client) -> list[Path]:
+    return [Path(info["local_directory"]) for info in client.scheduler_info()["workers"].values()]
+
+
+def files(client: Client) -> list[Path]:
+    return [path for folder in folders(client) for path in folder.glob("*.pieces")]
+
+
+def wait_until_no_files(client: Client) -> None:
+    deadline = time.monotonic() + 30
+    while left := files(client):
+        assert time.monotonic() < deadline, f"left: {left}"
+        time.sleep(0.02)
+
+
+def sort(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.sort_values(list(frame.columns), ignore_index=True)
+
+
+def test_p2p_is_what_dask_uses(client: Client) -> None:
+    frame = dd.from_pandas(table(), npartitions=4)
+    assert any("shuffle-barrier" in str(key) for key in frame.shuffle("key").optimize().dask)
+    x = da.zeros((400, 400), chunks=(1, 400))
+    assert x.rechunk((400, 1)).name.startswith("rechunk-p2p")
+    assert x.rechunk((200, 400)).name.startswith("rechunk-merge"), "tasks do when few chunks meet"
+    with dask.config.set({"dataframe.shuffle.method": "tasks"}):
+        assert not any("shuffle-barrier" in str(key) for key in frame.shuffle("key").optimize().dask)
+
+
+def test_shuffle(near_and_far: Client) -> None:
+    frame = table()
+    parts = dd.from_pandas(frame, npartitions=17).shuffle("key", npartitions=23)
+    found = near_and_far.gather(near_and_far.compute(parts.to_delayed()))
+    assert_frame_equal(pd.concat(found).sort_index(), frame)
+    keys = [set(part.key) for part in found]
+    assert sum(map(len, keys)) == frame.key.nunique(), "a key is in more than one partition"
+    assert_frame_equal(parts.partitions[[3, 20]].compute(), pd.concat([found[3], found[20]]))
+    wait_until_no_files(near_and_far)
+
+
+def test_other_ways_to_shuffle(client: Client) -> None:
+    frame = table()
+    frame[5] = frame.value * 2
+    parts = dd.from_pandas(frame, npartitions=6)
+    assert_frame_equal(parts.shuffle(on_index=True).compute().sort_index(), frame)
+    assert_frame_equal(
+        parts.shuffle("text", ignore_index=True).compute().sort_values("value", ignore_index=True),
+        frame.sort_values("value", ignore_index=True),
+    )
+    assert_frame_equal(
+        parts[["key", "text"]].shuffle("key", shuffle_method="p2p").compute().sort_index(), frame[["key", "text"]]
+    )
+    grouped = parts.groupby("key").value.apply(lambda s: s.max() - s.min(), meta=("value", "i8")).compute()
+    pd.testing.assert_series_equal(grouped.sort_index(), frame.groupby("key").value.agg(lambda s: s.max() - s.min()))
+    assert parts.key.nunique().compute() == frame.key.nunique()
+
+
+def test_set_index_and_sort_values(near_and_far: Client) -> None:
+    frame = table()
+    parts = dd.from_pandas(frame, npartitions=16)
+    found = parts.set_index("value")
+    assert found.known_divisions
+    assert_frame_equal(found.compute(), frame.set_index("value").sort_index())
+    assert_frame_equal(
+        parts.sort_values("value", ascending=False).compute(), frame.sort_values("value", ascending=False)
+    )
+    assert_frame_equal(
+        parts.set_index("text").compute().reset_index().pipe(sort), frame[["text", "key", "value", "thing"]].pipe(sort)
+    )
+
+
+@pytest.mark.parametrize("how", ["inner", "left", "right", "outer", "leftsemi"])
+def test_merge(client: Client, how: str) -> None:
+    left, right = table(800), table(300, seed=1)[["key", "value"]].astype({"key": "f8"})
+    one, other = dd.from_pandas(left, npartitions=9), dd.from_pandas(right, npartitions=5)
+    with pytest.warns(UserWarning, match="data type mismatches"):
+        found = one.merge(other, on="key", how=how, suffixes=("", "_right"))
+    if how == "leftsemi":
+        expected = left[left.key.isin(right.key)]
+        assert_frame_equal(
+            sort(found.compute()[list(left.columns)].drop_duplicates()), sort(expected), check_dtype=False
+        )
+        return
+    expected = left.merge(right, on="key", how=how, suffixes=("", "_right"))
+    assert_frame_equal(sort(found.compute()), sort(expected), check_dtype=False)
+
+
+def test_merge_by_index(client: Client) -> None:
+    left, right = table(500).set_index("value"), table(500, seed=1)[["key", "text"]]
+    one, other = dd.from_pandas(left, npartitions=4), dd.from_pandas(right, npartitions=3).clear_divisions()
+    found = one.clear_divisions().merge(other, left_index=True, right_on="key", how="outer", suffixes=("", "_r"))
+    expected = left.merge(right, left_index=True, right_on="key", how="outer", suffixes=("", "_r"))
+    assert_frame_equal(sort(found.compute()), sort(expected))
+
+
+@pytest.mark.parametrize(
+    ("shape", "old", "new"),
+    [
+        ((120, 120), (7, 120), (120, 7)),
+        ((40, 60, 30), (10, 60, 7), (40, 5, 30)),
+        ((100,), (3,), (7,)),
+        ((64, 64), (8, 64), (64, 64)),
+        ((60, 60), ((10, 20, 30), (60,)), ((30, 30), (15, 45))),
+    ],
+)
+def test_rechunk(near_and_far: Client, shape: Any, old: Any, new: Any) -> None:
+    array = np.random.default_rng(0).random(shape)
+    x = da.from_array(array, chunks=old)
+    y = x.rechunk(new, method="p2p")
+    assert y.chunks == x.rechunk(new, method="tasks").chunks
+    np.testing.assert_array_equal(y.compute(), array)
+    np.testing.assert_array_equal((y[:20] * 2).sum(axis=0).compute(), (array[:20] * 2).sum(axis=0))
+    wait_until_no_files(near_and_far)
+
+
+def test_rechunk_of_what_only_tasks_can(client: Client) -> None:
+    x = da.from_array(np.arange(100), chunks=10)
+    unknown = x[x % 3 == 0].reshape(-1)
+    assert unknown[:, None].rechunk({1: 1}, method="p2p").compute().ravel().tolist() == list(range(0, 100, 3))
+    objects = da.from_array(np.array([[i] for i in range(20)], dtype=object), chunks=(5, 1))
+    assert objects.rechunk((7, 1), method="p2p").compute().ravel().tolist() == list(range(20))
+
+
+def test_several_at_a_time_and_one_twice(client: Client) -> None:
+    frame = table()
+    parts = dd.from_pandas(frame, npartitions=8)
+    futures = [client.compute(parts.shuffle(on)) for on in ("key", "text", "key")]
+    for future in futures:
+        assert_frame_equal(future.result(timeout=60).sort_index(), frame)
+    assert_frame_equal(parts.shuffle("key").compute().sort_index(), frame)
+    wait_until_no_files(client)
+
+
+def test_a_cancelled_shuffle_leaves_no_files(client: Client) -> None:
+    def slow(n: int) -> pd.DataFrame:
+        time.sleep(0.02 * n)
+        return table(seed=n)
+
+    future = client.compute(dd.from_map(slow, range(12), meta=table(1)).shuffle("key"))
+    deadline = time.monotonic() + 30
+    while not files(client):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    future.cancel()
+    wait_until_no_files(client)
+
+
+def test_a_full_disk_is_named(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "writev", full)
+    with pytest.raises(OSError, match=r"no room left in .*--local-directory"):
+        dd.from_pandas(table(), npartitions=4).shuffle("key").compute()
+    wait_until_no_files(client)
+
+
+def test_columns_that_differ_between_partitions_are_refused(client: Client) -> None:
+    frames = dd.from_map(lambda n: table(10).rename(columns={"value": f"value{n}"}), range(3), meta=table(1))
+    with pytest.raises(ValueError, match="different columns"):
+        frames.shuffle("key").compute()
+
+
+# Workers that die ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[LocalCluster]:
+    with LocalCluster(
+        3, threads_per_worker=1, dashboard_address=None, preload_nanny=["dask.dataframe", "dask.array"]
+    ) as cluster:
+        yield cluster
+
+
+@pytest.mark.parametrize("when", ["while files are written", "while they are read"])
+def test_a_worker_killed_meanwhile(processes: LocalCluster, when: str, tmp_path: Path) -> None:
+    reading = when == "while they are read"
+
+    def part(n: int) -> pd.DataFrame:
+        time.sleep(0.05 * (not reading))
+        return table(1000, seed=n)
+
+    def look(frame: pd.DataFrame) -> pd.DataFrame:
+        Path(tmp_path, f"{len(os.listdir(tmp_path))}-{os.getpid()}").touch()
+        time.sleep(0.1 * reading)
+        return frame
+
+    with Client(processes) as client:
+        client.wait_for_workers(3, timeout=60)
+        shuffled = dd.from_map(part, range(24), meta=table(1)).shuffle("key").map_partitions(look, meta=table(1))
+        future = client.compute(shuffled)
+        deadline = time.monotonic() + 60
+        while not (len(os.listdir(tmp_path)) > 4 if reading else len(files(client)) > 4):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        folder, pid = next(
+            (Path(info["local_directory"]), info["pid"]) for info in client.scheduler_info()["workers"].values()
+        )
+        os.kill(pid, signal.SIGKILL)
+        whole = pd.concat([table(1000, seed=n) for n in range(24)])
+        assert_frame_equal(sort(future.result(timeout=100)), sort(whole))
+        del future
+        while folder.exists():
+            assert time.monotonic() < deadline, "a dead worker's files are still there"
+            time.sleep(0.05)
+        wait_until_no_files(client)
+
+
+def test_files_that_vanish_are_made_again(processes: LocalCluster) -> None:
+    with Client(processes) as client:
+        client.wait_for_workers(3, timeout=60)
+
+        def part(n: int) -> pd.DataFrame:
+            time.sleep(0.03)
+            return table(1000, seed=n)
+
+        future = client.compute(dd.from_map(part, range(12), meta=table(1)).shuffle("key"))
+        deadline = time.monotonic() + 60
+        while len(written := files(client)) < 6:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        for path in written:
+            path.unlink(missing_ok=True)
+        whole = pd.concat([table(1000, seed=n) for n in range(12)])
+        assert_frame_equal(sort(future.result(timeout=100)), sort(whole))
+
+
+def test_a_worker_that_retires_meanwhile(processes: LocalCluster) -> None:
+    with Client(processes) as client:
+        client.wait_for_workers(3, timeout=60)
+
+        def part(n: int) -> pd.DataFrame:
+            time.sleep(0.03)
+            return table(1000, seed=n)
+
+        future = client.compute(dd.from_map(part, range(20), meta=table(1)).shuffle("key"))
+        deadline = time.monotonic() + 60
+        while len(files(client)) < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        client.retire_workers([next(iter(client.scheduler_info()["workers"]))])
+        whole = pd.concat([table(1000, seed=n) for n in range(20)])
+        assert_frame_equal(sort(future.result(timeout=100)), sort(whole))
