@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -17,11 +18,21 @@ class VersionMismatchWarning(Warning):
     """Processes of one cluster have different versions of something."""
 
 
+#: What else a worker tells of: the packages of the environment that it was given.
+MORE_VARIABLE = "DASKFLEET_ENVIRONMENT_PACKAGES"
+
+
 @functools.cache
-def versions() -> dict[str, str | None]:
-    """This process's, by name; None for what is not installed."""
+def versions(more: frozenset[str] = frozenset()) -> dict[str, str | None]:
+    """This process's, by name; None for what is not installed.
+
+    Parameters
+    ----------
+    more
+        Further packages; those of this process's environment are added.
+    """
     found: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in (*REQUIRED[1:], *OPTIONAL):
+    for name in sorted({*REQUIRED[1:], *OPTIONAL, *os.environ.get(MORE_VARIABLE, "").split(), *more}):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -47,10 +58,12 @@ def mismatches(
         The same by worker.
     """
     rows = []
-    for name in (*REQUIRED, *OPTIONAL):
+    known = (*REQUIRED, *OPTIONAL)
+    others = sorted({name for versions in workers.values() for name in versions} - set(known))
+    for name in (*known, *others):
         on_workers = sorted({str(versions.get(name)) for versions in workers.values()})
         relevant = [str(client.get(name)), *on_workers]
-        if name not in OPTIONAL:  # the scheduler never loads users' objects, so it may do without their packages
+        if name in REQUIRED:  # the scheduler never loads users' objects, so it may do without their packages
             relevant.append(str(scheduler.get(name)))
         if len({_of_note(name, version) for version in relevant}) > 1:
             rows.append((name, str(client.get(name)), str(scheduler.get(name)), ", ".join(on_workers) or "-"))

@@ -224,7 +224,8 @@ class Looking(Collections):
 
     async def _versions(self, check: bool) -> dict[str, Any]:
         scheduler, workers = await asyncio.gather(self._call("versions"), self._call("ask_workers", [], "versions"))
-        own = await asyncio.to_thread(versions)
+        names = frozenset(name for _, told in workers for name in told)
+        own = await asyncio.to_thread(versions, names - {"python"})
         found = {"client": own, "scheduler": scheduler, "workers": dict(workers)}
         table = mismatches(found["client"], scheduler, found["workers"])
         if check and table:

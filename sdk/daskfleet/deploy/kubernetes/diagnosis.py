@@ -43,21 +43,25 @@ class Problem:
         The pod whose log tells more, if one does.
     previous
         Whether that is the log of its previous container.
+    container
+        The container of the pod, None where it has only one.
     """
 
     sentence: str
     certain: bool = False
     pod: str | None = None
     previous: bool = False
+    container: str | None = None
 
 
 def pod_problem(pod: dict[str, Any]) -> Problem | None:
     """What keeps `pod` from running, or None when it runs or is merely starting."""
     name, status = pod["metadata"]["name"], pod.get("status") or {}
-    statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
-    for container in statuses:
-        if problem := _container_problem(name, container):
-            return problem
+    for kind in ("initContainer", "container"):
+        for container in status.get(f"{kind}Statuses") or []:
+            what = f"its {kind} {container['name']}" if kind == "initContainer" else "its container"
+            if problem := _container_problem(name, container, what):
+                return problem
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return Problem(f"pod {name} is {condition.get('reason')}: {condition.get('message')}")
@@ -67,7 +71,7 @@ def pod_problem(pod: dict[str, Any]) -> Problem | None:
     return None
 
 
-def _container_problem(pod: str, container: dict[str, Any]) -> Problem | None:
+def _container_problem(pod: str, container: dict[str, Any], what: str) -> Problem | None:
     state = container.get("state") or {}
     waiting, terminated = state.get("waiting") or {}, state.get("terminated") or {}
     reason, message = waiting.get("reason") or "", " ".join(str(waiting.get("message") or "").split())
@@ -80,8 +84,8 @@ def _container_problem(pod: str, container: dict[str, Any]) -> Problem | None:
         said = " ".join(str(ended.get("message") or "").split())
         deaths = int(container.get("restartCount") or 0) + (1 if terminated else 0)
         certain = deaths > _DEATHS or _mentions(said, _NO_SUCH_COMMAND)
-        sentence = f"pod {pod}: its container ended with {how}" + (f", {deaths} times" if deaths > 1 else "")
-        return Problem(sentence + (f": {said}" if said else ""), certain, pod, previous=not terminated)
+        sentence = f"pod {pod}: {what} ended with {how}" + (f", {deaths} times" if deaths > 1 else "")
+        return Problem(sentence + (f": {said}" if said else ""), certain, pod, not terminated, container.get("name"))
     if reason in ("", "ContainerCreating", "PodInitializing"):
         return None
     return Problem(f"pod {pod}: {reason}: {message}", _mentions(message, _NO_SUCH_COMMAND))

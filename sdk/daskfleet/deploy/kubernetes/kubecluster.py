@@ -95,6 +95,14 @@ class KubeCluster(Cluster):
     engine
         ``daskfleet``, or ``dask`` to run upstream's ``distributed`` (image, commands and client) under the same
         resources. Of a cluster that exists it is found out.
+    environment
+        What the workers are to have besides their image's packages: a requirements or lock file (``.txt``), a conda
+        environment (``.yml``; the image must have conda), ``local`` for the packages of this Python, ``image`` for
+        nothing. It is installed before a worker starts; what is already in the image is not installed again.
+    environment_cache
+        The source of a volume that pods share, for it to be installed once and not in each pod:
+        ``{"hostPath": {"path": "/var/cache/daskfleet"}}`` for once on each node, where pods may use that, or
+        ``{"persistentVolumeClaim": {"claimName": ...}}``.
     loop, asynchronous, quiet
         As in `daskfleet.deploy.cluster.Cluster`.
     context
@@ -133,6 +141,8 @@ class KubeCluster(Cluster):
         scheduler_forward_port: int | None = None,
         jupyter: bool = False,
         engine: str | None = None,
+        environment: str | Path | None = None,
+        environment_cache: Mapping[str, Any] | None = None,
         loop: Any = None,
         asynchronous: bool = False,
         quiet: bool = False,
@@ -147,6 +157,10 @@ class KubeCluster(Cluster):
         self._resources = _configured("resources", resources, None)
         self._env = _configured("env", env, None)
         self._worker_command = _configured("worker-command", worker_command, None)
+        self._environment = {
+            "environment": _configured("environment", environment, None),
+            "environment_cache": _configured("environment-cache", environment_cache, None),
+        }
         self._forward = port_forward_cluster_ip
         self._forward_port = int(_configured("scheduler-forward-port", scheduler_forward_port, 0) or 0)
         self._context = context if context is not None else configured_context()
@@ -170,6 +184,7 @@ class KubeCluster(Cluster):
             float(_configured("idle-timeout", idle_timeout, 0)),
             jupyter,
             self.engine,
+            **self._environment,
         )
         self._spec.setdefault("metadata", {})["name"] = self.name
         if not self._asynchronous:
@@ -396,6 +411,7 @@ class KubeCluster(Cluster):
             env if env is not None else self._env,
             worker_command or self._worker_command,
             self.engine,
+            **self._environment,
         )
         return self.sync(self._add_worker_group, name, worker)
 

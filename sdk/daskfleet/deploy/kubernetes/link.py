@@ -265,7 +265,9 @@ class Link:
             return problem.sentence
         lines = ""
         with contextlib.suppress(KubernetesError):
-            lines = await self.log(problem.pod, tailLines=LOG_LINES, previous="true" if problem.previous else None)
+            previous = "true" if problem.previous else None
+            which = {"container": problem.container} if problem.container else {}
+            lines = await self.log(problem.pod, tailLines=LOG_LINES, previous=previous, **which)
         return problem.sentence + (f"\nIts last log lines:\n{lines.rstrip()}" if lines.strip() else "")
 
     async def state(self) -> str:

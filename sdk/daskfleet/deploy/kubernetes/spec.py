@@ -8,9 +8,11 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from daskfleet._version import __version__
+from daskfleet.deploy.kubernetes.environment import add_environment, load_environment
 from daskfleet.deploy.kubernetes.errors import InvalidName
 
 GROUP = "kubernetes.dask.org"
@@ -122,6 +124,8 @@ def make_cluster_spec(
     idle_timeout: float = 0,
     jupyter: bool = False,
     engine: str = "daskfleet",
+    environment: str | Path | None = None,
+    environment_cache: Mapping[str, Any] | None = None,
 ) -> Spec:
     """A DaskCluster resource.
 
@@ -147,6 +151,12 @@ def make_cluster_spec(
         Run a Jupyter server inside the scheduler.
     engine
         ``daskfleet``, or ``dask`` for an image of upstream's ``distributed``.
+    environment
+        What the workers are to have besides their image's packages: a requirements file (``.txt``), a conda environment
+        (``.yml``), or ``local`` for the packages of this Python.
+    environment_cache
+        The source of a volume that pods share, for it to be installed once and not in each pod: such as
+        ``{"hostPath": {"path": "/var/cache/daskfleet"}}``, for once on each node.
 
     Returns
     -------
@@ -166,7 +176,9 @@ def make_cluster_spec(
         "metadata": {"name": check_name(name)},
         "spec": {
             "idleTimeout": int(idle_timeout),
-            "worker": make_worker_spec(image, n_workers, resources, env, worker_command, engine),
+            "worker": make_worker_spec(
+                image, n_workers, resources, env, worker_command, engine, environment, environment_cache
+            ),
             "scheduler": make_scheduler_spec(name, image, resources, env, scheduler_service_type, jupyter, engine),
         },
     }
@@ -179,6 +191,8 @@ def make_worker_spec(
     env: Env | None = None,
     worker_command: str | Sequence[str] | None = None,
     engine: str = "daskfleet",
+    environment: str | Path | None = None,
+    environment_cache: Mapping[str, Any] | None = None,
 ) -> Spec:
     """The ``worker`` part of a DaskCluster or DaskWorkerGroup; parameters as in `make_cluster_spec`."""
     if n_workers < 0:
@@ -194,7 +208,10 @@ def make_worker_spec(
         "resources": dict(resources or {}),
         "ports": [{"name": "http-dashboard", "containerPort": WORKER_HTTP_PORT, "protocol": "TCP"}],
     }
-    return {"replicas": n_workers, "spec": {**_NO_CREDENTIALS, "containers": [container]}}
+    worker = {"replicas": n_workers, "spec": {**_NO_CREDENTIALS, "containers": [container]}}
+    if (wanted := load_environment(environment)) is not None:
+        add_environment(worker, wanted, environment_cache)
+    return worker
 
 
 def make_scheduler_spec(

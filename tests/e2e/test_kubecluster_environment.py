@@ -1,0 +1,80 @@
+"""Packages that only the workers have, installed in real pods from an index in the same cluster."""
+
+import base64
+import json
+import time
+import warnings
+
+import kubeclusters as bed
+import pytest
+from daskfleet import KubeCluster
+from daskfleet.deploy.kubernetes import StartFailed, make_worker_spec
+from daskfleet.versions import VersionMismatchWarning
+
+from tests import wheels
+
+SERVE = """
+import base64, http.server, pathlib, sys
+pathlib.Path(sys.argv[1]).write_bytes(base64.b64decode(sys.argv[2]))
+http.server.test(http.server.SimpleHTTPRequestHandler, http.server.ThreadingHTTPServer, port=8000)
+"""
+
+
+@pytest.fixture
+def requirements(operator_in_cluster, namespace, tmp_path):
+    """A requirements file with a package that a pod serves."""
+    wheel = wheels.build(tmp_path, "colour", "1.0", "name = 'blue'\n")
+    served = base64.b64encode(wheel.read_bytes()).decode()
+    container = {"name": "index", "image": bed.DEFAULT_IMAGE, "workingDir": "/tmp"}
+    container["command"] = ["python3", "-c", SERVE, wheel.name, served]
+    container["readinessProbe"] = {"httpGet": {"path": "/", "port": 8000}, "periodSeconds": 1}
+    spec = {"containers": [container], "terminationGracePeriodSeconds": 0}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "index"}, "spec": spec}
+    kubectl = operator_in_cluster.kubectl
+    kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(pod))
+    kubectl("-n", namespace, "wait", "--for=condition=Ready", "pod/index", "--timeout=60s")
+    host = kubectl("-n", namespace, "get", "pod", "index", "-o", "jsonpath={.status.podIP}").strip()
+    path = tmp_path / "requirements.txt"
+    path.write_text(f"--no-index\n--find-links http://{host}:8000/\n--trusted-host {host}\ncolour==1.0\n")
+    return path
+
+
+colour = lambda: __import__("colour").name  # noqa: E731  a function that pods cannot import travels whole
+
+
+def test_workers_have_it_once_for_each_node_and_what_differs_is_named_at_connect(
+    requirements, namespace, operator_in_cluster, tmp_path
+):
+    kubectl = operator_in_cluster.kubectl
+    cache = {"hostPath": {"path": str(tmp_path / "cache"), "type": "DirectoryOrCreate"}}
+    options = {"namespace": namespace, "environment": requirements, "environment_cache": cache}
+    with KubeCluster(name="c", n_workers=2, **options) as cluster:
+        cluster.wait_for_workers(2, timeout=60)
+        with warnings.catch_warnings(record=True) as caught, cluster.get_client() as client:
+            warnings.simplefilter("always")
+            assert set(client.run(colour).values()) == {"blue"}
+            deadline = time.monotonic() + 20
+            while not (told := [str(w.message) for w in caught if w.category is VersionMismatchWarning]):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        assert any(line.split() == ["colour", "None", "None", "1.0"] for line in told[0].splitlines()), told
+        pods = sorted(cluster.requested)
+        logs = "".join(kubectl("-n", namespace, "logs", pod, "-c", "environment") for pod in pods).splitlines()
+        said = sorted(line.split(" ", 2)[2] for line in logs if line.startswith("environment "))
+        assert said == ["is installed", "is installed already"]
+        cluster.add_worker_group("more", n_workers=1)  # with the same environment
+        cluster.wait_for_workers(3, timeout=60)
+        with cluster.get_client() as client:
+            assert len(client.run(colour)) == 3
+
+
+def test_it_is_each_pods_own_by_default_and_why_it_fails_is_told(requirements, namespace, operator_in_cluster):
+    label = "pod-security.kubernetes.io/enforce=baseline"  # which forbids hostPath
+    operator_in_cluster.kubectl("label", "namespace", namespace, label)
+    with KubeCluster(name="c", namespace=namespace, n_workers=1, environment=requirements) as cluster:
+        with cluster.get_client() as client:
+            assert client.submit(colour).result(timeout=60) == "blue"
+        requirements.write_text(requirements.read_text() + "no-such-package\n")
+        cluster.add_worker_group("bad", custom_spec=make_worker_spec(n_workers=1, environment=requirements))
+        with pytest.raises((StartFailed, TimeoutError), match=r"its initContainer environment ended.*no-such-package"):
+            cluster.wait_for_workers(2, timeout=10)

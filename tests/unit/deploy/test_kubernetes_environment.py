@@ -1,0 +1,156 @@
+"""The environment of workers: what is asked for, how it gets into a pod, and the program that installs it, run here."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from daskfleet.deploy.kubernetes import install, make_cluster_spec, make_worker_spec
+from daskfleet.deploy.kubernetes.environment import FOLDER, load_environment
+from daskfleet.versions import mismatches
+
+from tests import wheels
+
+
+def test_the_image_is_enough_by_default():
+    assert load_environment(None) is load_environment("image") is None
+    assert "initContainers" not in make_worker_spec()["spec"]
+
+
+def test_a_requirements_file_is_read_with_those_that_it_includes(tmp_path):
+    (tmp_path / "more.txt").write_text("numpy==2.0\n")
+    (tmp_path / "requirements.txt").write_text("# comment\n-r more.txt\npandas[excel] >= 2  # why\n--no-index\n")
+    found = load_environment(tmp_path / "requirements.txt")
+    assert found.content == "numpy==2.0\npandas[excel] >= 2  # why\n--no-index\n"
+    assert found.packages == ["numpy", "pandas"]
+
+
+@pytest.mark.parametrize(
+    "line", ["-e .", "./here.whl", "../there", "/abs.whl", "file:///x.whl", "x @ file:///x", "-c c"]
+)
+def test_what_only_this_machine_has_is_refused(tmp_path, line):
+    (tmp_path / "requirements.txt").write_text(f"{line}\n")
+    with pytest.raises(ValueError, match="is only on this machine"):
+        load_environment(tmp_path / "requirements.txt")
+
+
+@pytest.mark.parametrize("name", ["environment.toml", "locale", "nothing"])
+def test_what_is_no_environment_is_told_what_could_be(name):
+    with pytest.raises(ValueError, match=r"a requirements file \(.txt\), a conda environment \(.yml\), 'local'"):
+        make_cluster_spec("c", environment=name)
+
+
+def test_a_file_that_is_not_there_is_an_oserror():
+    with pytest.raises(FileNotFoundError):
+        make_cluster_spec("c", environment="no/such/requirements.txt")
+
+
+def test_this_pythons_packages_are_what_is_installed_from_an_index():
+    found = load_environment("local")
+    assert found.complete and f"pytest=={pytest.__version__}" in found.content.splitlines()
+    assert not any(name in found.packages for name in ("daskfleet", "pip", "setuptools"))
+
+
+def test_content_and_image_decide_what_is_the_same(tmp_path):
+    path = tmp_path / "requirements.txt"
+
+    def key(content, image):
+        path.write_text(content)
+        return load_environment(path).key(image)
+
+    assert key("a\n", "i:1") == key("# b\na\n", "i:1") != key("a\n", "i:2") != key("b\n", "i:2")
+
+
+def test_workers_find_it_first_and_cannot_change_it(tmp_path):
+    (tmp_path / "requirements.txt").write_text("a\n")
+    limits = {"limits": {"memory": "1Gi"}}
+    worker = make_worker_spec(
+        "i:1", env={"PYTHONPATH": "/mine"}, resources=limits, environment=tmp_path / "requirements.txt"
+    )
+    (init,), (container,) = worker["spec"]["initContainers"], worker["spec"]["containers"]
+    key = load_environment(tmp_path / "requirements.txt").key("i:1")
+    assert {"name": "PYTHONPATH", "value": f"{FOLDER}/{key}/site:/mine"} in container["env"]
+    assert container["volumeMounts"] == [{"name": "daskfleet-environments", "mountPath": FOLDER, "readOnly": True}]
+    assert (init["image"], init["resources"], "securityContext" in init) == ("i:1", limits, False)
+    assert worker["spec"]["volumes"] == [{"name": "daskfleet-environments", "emptyDir": {}}]
+
+
+def test_only_a_folder_of_the_node_is_written_as_root(tmp_path):
+    (tmp_path / "requirements.txt").write_text("a\n")
+    cache = {"hostPath": {"path": "/var/cache/daskfleet"}}
+    spec = make_cluster_spec("c", environment=tmp_path / "requirements.txt", environment_cache=cache)
+    pod = spec["spec"]["worker"]["spec"]
+    assert pod["volumes"] == [{"name": "daskfleet-environments", **cache}]
+    assert pod["initContainers"][0]["securityContext"] == {"runAsUser": 0}
+    assert "initContainers" not in spec["spec"]["scheduler"]["spec"]  # it imports nothing of its users'
+    claim = {"persistentVolumeClaim": {"claimName": "x"}}
+    worker = make_worker_spec(environment=tmp_path / "requirements.txt", environment_cache=claim)
+    assert "securityContext" not in worker["spec"]["initContainers"][0]
+
+
+@pytest.fixture
+def install_here(tmp_path):
+    """Run the init container's program in a folder of this machine."""
+
+    def run(content, name="requirements.txt"):
+        path = tmp_path / name
+        path.write_text(content)
+        (init,) = make_worker_spec(environment=path)["spec"]["initContainers"]
+        told = {entry["name"]: entry["value"] for entry in init["env"]} | {"ENVIRONMENT_FOLDER": str(tmp_path / "env")}
+        (tmp_path / "env").mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, *init["command"][1:]], env=os.environ | told, capture_output=True, text=True, timeout=100
+        )
+        return done, tmp_path / "env" / told["ENVIRONMENT_KEY"]
+
+    return run
+
+
+def test_it_is_installed_once_and_seen_before_what_the_image_has(install_here, tmp_path):
+    wheels.build(tmp_path, "colour", "1.0", "name = 'blue'\n")
+    content = f"--no-index\n--find-links {tmp_path}\ncolour==1.0\nclick\n"
+    done = []
+    threads = [threading.Thread(target=lambda: done.append(install_here(content))) for _ in range(2)]
+    for thread in threads:  # as two pods of one node do
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (first, target), (second, _) = done
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    said = sorted(line for line in (first.stdout + second.stdout).splitlines() if line.startswith("environment "))
+    assert said == [f"environment {target.name} is installed", f"environment {target.name} is installed already"]
+    code = "import colour, click; print(colour.name, click.__file__)"
+    path = os.environ | {"PYTHONPATH": str(target / "site")}
+    seen = subprocess.run(
+        [sys.executable, "-c", code], env=path, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert seen.stdout.startswith("blue ") and str(target) not in seen.stdout  # click is the image's own
+    (target / "complete").unlink()  # as if it had been killed half way
+    assert install_here(content)[0].stdout.endswith(f"environment {target.name} is installed\n")
+
+
+def test_what_cannot_be_installed_says_so_and_is_tried_again(install_here):
+    done, target = install_here("--no-index\nno-such-package\n")
+    assert done.returncode == 1 and not (target / "complete").exists()
+    assert "No matching distribution found for no-such-package" in done.stderr
+    assert done.stderr.endswith("the environment cannot be installed: pip says why above\n")
+
+
+def test_a_conda_environment_needs_an_image_with_conda(install_here, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    done, _ = install_here("dependencies: [numpy]\n", "environment.yml")
+    assert "the image has none of micromamba, mamba and conda" in done.stderr
+
+
+def test_the_program_stands_alone():
+    command = [sys.executable, "-I", "-S", install.__file__]  # without what is installed
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "KeyError: 'ENVIRONMENT_FOLDER'" in done.stderr  # all its imports were there
+
+
+def test_packages_of_the_environment_are_compared_too():
+    alike = {"python": "3.11.7", "daskfleet": "1", "dask": "1", "cloudpickle": "1", "msgpack": "1"}
+    worker = alike | {"scikit-learn": "1.5"}
+    assert mismatches(alike | {"scikit-learn": "1.5"}, alike, {"w": worker}) == ""
+    assert "scikit-learn  1.6" in mismatches(alike | {"scikit-learn": "1.6"}, alike, {"w": worker})
