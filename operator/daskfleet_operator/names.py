@@ -21,11 +21,13 @@ REPLICAS = OURS + "cluster-replicas"
 RETIRING = OURS + "Retiring"  # a condition of pods
 RETIRING_SINCE = OURS + "retiring-since"  # on adopted pods
 ADOPTED_BY = OURS + "adopted-by"  # on Deployments; daskfleet's chart reads it
+ROTATE_TLS = OURS + "rotate-tls"  # on DaskClusters, by users: each new value makes new certificates
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 ISTIO = "sidecar.istio.io/inject"
 NOT_HANDED_DOWN = ("kopf.zalando.org", "kubectl.kubernetes.io", OURS)
 
+TLS_VOLUME = "daskfleet-tls"
 TOKEN_KEY = "token"
 TOKEN_ENV = "DASKFLEET_TOKEN"
 TOKEN_HEADER = "X-Daskfleet-Token"  # for the scheduler, where a proxy keeps `Authorization` for itself
@@ -50,6 +52,10 @@ def default_group_name(cluster: str) -> str:
 
 def token_secret_name(cluster: str) -> str:
     return f"{cluster}-token"
+
+
+def tls_secret_name(cluster: str) -> str:
+    return f"{cluster}-tls"
 
 
 def runner_name(job: str) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 from daskfleet_operator import names
 from daskfleet_operator.adoption import Adoption
 from daskfleet_operator.asking import Asking
+from daskfleet_operator.certificates import Certificates
 from daskfleet_operator.events import Events
 from daskfleet_operator.kube.client import JSON_PATCH, MERGE, STRATEGIC, Api, ApiError
 from daskfleet_operator.kube.kinds import CUSTOM_KINDS, JOB, POD, SECRET, Json, Kind
@@ -74,6 +75,7 @@ class Reconciler:
         self._now = now
         self._creating = asyncio.Semaphore(CREATES)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        certificates = Certificates(api, store, wake_in, now)
         self._adoption = Adoption(api, store, schedulers, now)
         asking = Asking(api, store, schedulers, beside=self._beside, wake=wake, now=now)
         self._appliers: Mapping[type, Callable[[model.Key, Any], Coroutine[Any, Any, bool]]] = {
@@ -93,6 +95,7 @@ class Reconciler:
             model.AskEvents: asking.events,
             model.Forget: self._forget,
             model.SetBackoff: self._set_backoff,
+            model.EnsureTls: certificates.ensure,
             model.Adopt: self._adoption.adopt,
             model.Release: self._adoption.release,
             model.FindPods: self._adoption.find_pods,

@@ -116,7 +116,8 @@ class Service:
 class Deployment:
     """The scheduler's Deployment, or one that is adopted.
 
-    ``refusal`` is why it could not make its pods, as the API server said. The rest is known of adopted ones only:
+    ``refusal`` is why it could not make its pods, as the API server said; ``tls_secret`` is where its pods have their
+    certificates from. The rest is known of adopted ones only:
     ``labelled``, whether its pods carry our labels; ``settled``, whether it has as many pods as it was told last.
     """
 
@@ -125,6 +126,7 @@ class Deployment:
     owner: str | None
     template: str
     refusal: str | None
+    tls_secret: str = ""
     adopted_by: str = ""
     replicas: int = 0
     labelled: bool = False
@@ -140,6 +142,7 @@ class Deployment:
             owner=controller(raw),
             template=template_of(raw),
             refusal=failure.get("message") if failure.get("status") == "True" else None,
+            tls_secret=_tls_secret(raw),
         )
         adopted_by = (raw["metadata"].get("annotations") or {}).get(names.ADOPTED_BY, "")
         if not adopted_by:
@@ -187,6 +190,11 @@ def controller(raw: Json) -> str | None:
 def _labels_of(deployment: Json) -> dict[str, str]:
     """Labels of its pods."""
     return deployment["spec"]["template"].get("metadata", {}).get("labels") or {}
+
+
+def _tls_secret(deployment: Json) -> str:
+    volumes = deployment["spec"]["template"]["spec"].get("volumes") or ()
+    return next((str(item["secret"]["secretName"]) for item in volumes if item["name"] == names.TLS_VOLUME), "")
 
 
 def _retire_since(condition: Json, annotations: dict[str, str]) -> float | None:

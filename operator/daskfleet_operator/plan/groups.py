@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import AUTOSCALER, CLUSTER, POD, WORKERGROUP, Json
-from daskfleet_operator.plan import templates
+from daskfleet_operator.plan import templates, tls
 from daskfleet_operator.plan.model import Action, Create, Key, Observed, Patch
 from daskfleet_operator.plan.scheduler import may_attempt
 
@@ -71,6 +71,12 @@ def worker_hash(resource: Json) -> str:
     return templates.fingerprint(worker.get("metadata") or {}, worker["spec"])
 
 
+def pod_hash(cluster: Json, group: Json) -> str:
+    """Fingerprint of what a worker pod is made from: the group's template and, with TLS, the certificates."""
+    secret = tls.secret_name(cluster)
+    return worker_hash(group) if secret is None else templates.fingerprint(worker_hash(group), secret)
+
+
 def follow(cluster: Json, group: Json) -> Action | None:
     """Hand down to the default group what changed in the cluster; an adopted one has no template."""
     annotations = group["metadata"].get("annotations") or {}
@@ -115,9 +121,9 @@ def worker_pod(key: Key, cluster: Json, group: Json, domain: str) -> Json:
     }
     labels, annotations = templates.metadata(group, group["spec"]["worker"], reserved)
     spec = templates.with_env(
-        group["spec"]["worker"]["spec"],
+        tls.with_tls(group["spec"]["worker"]["spec"], cluster),
         {"name": names.WORKER_NAME_ENV, "value": ""},
-        templates.address_variable(key.name, key.namespace, domain),
+        templates.address_variable(key.name, key.namespace, domain, tls=tls.secret_name(cluster) is not None),
         templates.token_variable(key.name),
     )
     return {
@@ -126,7 +132,7 @@ def worker_pod(key: Key, cluster: Json, group: Json, domain: str) -> Json:
         "metadata": {
             "namespace": key.namespace,
             "labels": handed(cluster, labels),
-            "annotations": {names.SAFE_TO_EVICT: "true"} | annotations | {names.TEMPLATE: worker_hash(group)},
+            "annotations": {names.SAFE_TO_EVICT: "true"} | annotations | {names.TEMPLATE: pod_hash(cluster, group)},
             "ownerReferences": [templates.owner_reference(WORKERGROUP, group)],
         },
         "spec": spec,

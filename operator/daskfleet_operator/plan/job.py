@@ -13,7 +13,7 @@ from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import CLUSTER, JOB, POD, Json
 from daskfleet_operator.kube.objects import Pod, parse_time
 from daskfleet_operator.plan import backoff as wait
-from daskfleet_operator.plan import scheduler, status, templates, trial
+from daskfleet_operator.plan import scheduler, status, templates, tls, trial
 from daskfleet_operator.plan.conditions import Reason, condition, merged, timestamp
 from daskfleet_operator.plan.model import Action, Backoff, Create, Delete, DeletePod, Event, Observed, StatusWrite
 
@@ -132,9 +132,11 @@ def runner_pod(observed: Observed, job: Json) -> Json:
         names.ISTIO: "false",
     }
     labels, annotations = templates.metadata(job, job["spec"]["job"], reserved)
+    cluster = observed.cluster or {"metadata": {"name": key.name}, "spec": job["spec"]["cluster"]["spec"]}
+    encrypted = tls.secret_name(cluster) is not None
     spec = templates.with_env(
-        job["spec"]["job"]["spec"],
-        templates.address_variable(key.name, key.namespace, observed.cluster_domain),
+        tls.with_tls(job["spec"]["job"]["spec"], cluster),
+        templates.address_variable(key.name, key.namespace, observed.cluster_domain, tls=encrypted),
         templates.token_variable(key.name),
     )
     spec.setdefault("restartPolicy", "Never" if "backoffLimit" in job["spec"] else "OnFailure")

@@ -77,6 +77,7 @@ class Memory:
     looked: Mapping[str, float] = field(default_factory=dict)  # by adopted Deployment, when its pods were listed
     scheduler_answers: str | None = None  # uid of the scheduler pod whose /health was seen to answer
     token_ensured: float | None = None
+    tls_ensured: str = ""  # name of the Secret
     told: Mapping[str, float] = field(default_factory=dict)  # when each status was written, by "Kind/name"
     approved: Mapping[str, str] = field(default_factory=dict)  # fingerprints of templates, see `plan.trial`
     held_up: Mapping[str, HeldUp] = field(default_factory=dict)  # by a pod's uid
@@ -137,6 +138,15 @@ class EnsureToken:
 
     name: str
     body: Json
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureTls:
+    """Create the Secret with the cluster's certificates, unless it is there; `previous` is the one that it replaces."""
+
+    name: str
+    body: Json
+    previous: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +296,7 @@ Action = (
     | AskEvents
     | Forget
     | SetBackoff
+    | EnsureTls
     | Adopt
     | Release
     | FindPods

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import Json
-from daskfleet_operator.plan import adopt, autoscale, groups, held_up, idle, job, scheduler, status, trial
+from daskfleet_operator.plan import adopt, autoscale, groups, held_up, idle, job, scheduler, status, tls, trial
 from daskfleet_operator.plan.model import Action, AwaitScheduler, Backoff, Forget, Observed, Plan, StatusWrite
 from daskfleet_operator.plan.replicas import GroupState, plan_replicas, sort_pods
 
@@ -60,7 +60,8 @@ def statuses(observed: Observed, now: float) -> tuple[StatusWrite, ...]:
 def _plan_cluster(observed: Observed, cluster: Json, wakes: list[float | None], now: float) -> list[Action]:
     suspended = scheduler.suspended(cluster)
     actions, may_start = trial.plan_trials(observed, cluster, now)
-    may_roll = may_start and (suspended or not _workers_roll(observed))
+    actions += tls.plan_tls(observed, cluster)
+    may_roll = may_start and (suspended or not _workers_roll(observed, cluster))
     actions += scheduler.plan_scheduler(observed, cluster, may_start, may_roll, now)
     wakes.append(scheduler.retry_at(observed, cluster))
     actions += groups.plan_groups(observed, cluster, may_start or observed.deployment is not None, now)
@@ -111,7 +112,7 @@ def group_state(observed: Observed, cluster: Json, group: Json) -> GroupState:
         name=name,
         generation=group["metadata"].get("generation", 0),
         replicas=0 if scheduler.suspended(cluster) else groups.replicas_of(group),
-        template=groups.worker_hash(group),
+        template=groups.pod_hash(cluster, group),
         pods=sort_pods(observed.pods, group),
         backoff=observed.memory.backoffs.get(name, Backoff()),
         refusal=observed.memory.refusals.get(f"Pod/{name}"),
@@ -120,11 +121,11 @@ def group_state(observed: Observed, cluster: Json, group: Json) -> GroupState:
     )
 
 
-def _workers_roll(observed: Observed) -> bool:
+def _workers_roll(observed: Observed, cluster: Json) -> bool:
     """Whether pods of an older template are left: the scheduler is changed after them."""
-    templates = {group["metadata"]["name"]: groups.worker_hash(group) for group in observed.groups}
-    if observed.cluster is not None:  # the default group may not have been told yet
-        templates[names.default_group_name(observed.key.name)] = groups.worker_hash(observed.cluster)
+    templates = {group["metadata"]["name"]: groups.pod_hash(cluster, group) for group in observed.groups}
+    # the default group may not have been told yet
+    templates[names.default_group_name(observed.key.name)] = groups.pod_hash(cluster, cluster)
     return any(
         pod.component == names.WORKER and not pod.deleting and pod.template != templates.get(pod.group, pod.template)
         for pod in observed.pods

@@ -22,7 +22,7 @@ from functools import partial
 
 from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import BUDGET, CLUSTER, DEPLOYMENT, SERVICE, Json
-from daskfleet_operator.plan import backoff, templates
+from daskfleet_operator.plan import backoff, templates, tls
 from daskfleet_operator.plan.model import Action, Backoff, Create, EnsureToken, Key, Observed, Refusal, Replace
 from daskfleet_operator.plan.replicas import LONGEST_REFUSED
 
@@ -94,7 +94,9 @@ def suspended(cluster: Json) -> bool:
 
 def scheduler_hash(cluster: Json) -> str:
     scheduler = cluster["spec"]["scheduler"]
-    return templates.fingerprint(scheduler.get("metadata") or {}, scheduler["spec"], suspended(cluster))
+    secret = tls.secret_name(cluster)
+    more = () if secret is None else (secret,)
+    return templates.fingerprint(scheduler.get("metadata") or {}, scheduler["spec"], suspended(cluster), *more)
 
 
 def selects(observed: Observed, cluster: Json) -> bool:
@@ -140,7 +142,7 @@ def deployment(key: Key, cluster: Json) -> Json:
     head = _head(key, cluster, scheduler_hash(cluster), **{names.ISTIO: "false"})
     pod_annotations = {name: value for name, value in head["annotations"].items() if name != names.TEMPLATE}
     spec = templates.with_env(
-        cluster["spec"]["scheduler"]["spec"],
+        tls.with_tls(cluster["spec"]["scheduler"]["spec"], cluster),
         {"name": names.ROUTES_ENV, "value": str(ROUTES)},
         templates.token_variable(key.name),
     )

@@ -15,7 +15,7 @@ from daskfleet_operator.kube.objects import Pod
 from daskfleet_operator.plan import scheduler
 from daskfleet_operator.plan.adopt import adopting, deployments_of
 from daskfleet_operator.plan.conditions import Reason, condition, merged
-from daskfleet_operator.plan.groups import replicas_of, worker_hash
+from daskfleet_operator.plan.groups import pod_hash, replicas_of
 from daskfleet_operator.plan.model import Event, Observed, Refusal, StatusWrite
 from daskfleet_operator.plan.replicas import sort_pods
 
@@ -133,7 +133,7 @@ def _group_ready(
 ) -> Json:
     generation = group["metadata"].get("generation", 0)
     ready = sum(pod.ready for pod in active)
-    template = None if "adopt" in group["spec"] else worker_hash(group)
+    template = None if "adopt" in group["spec"] else pod_hash(cluster, group)
     outdated = 0 if template is None else sum(pod.template != template for pod in active)
     if scheduler.suspended(cluster):
         return condition(READY, False, Reason.SUSPENDED, "spec.suspend of the cluster is true", generation)
@@ -207,6 +207,7 @@ def scheduler_trouble(observed: Observed, now: float) -> Trouble | None:
         f"PodDisruptionBudget/{name}",
         f"DaskWorkerGroup/{names.default_group_name(observed.key.name)}",
         f"Secret/{names.token_secret_name(observed.key.name)}",
+        f"Secret/{observed.cluster and tls.secret_name(observed.cluster)}",
     ):
         if trouble := refusal_trouble(observed.memory.refusals.get(what)):
             return trouble

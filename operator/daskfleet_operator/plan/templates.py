@@ -56,12 +56,13 @@ def with_env(spec: Json, *variables: Json) -> Json:
     return spec
 
 
-def scheduler_address(cluster: str, namespace: str, domain: str) -> str:
-    return f"tcp://{names.scheduler_name(cluster)}.{namespace}.svc.{domain}:{names.COMM_PORT}"
+def scheduler_address(cluster: str, namespace: str, domain: str, scheme: str = "tcp") -> str:
+    return f"{scheme}://{names.scheduler_name(cluster)}.{namespace}.svc.{domain}:{names.COMM_PORT}"
 
 
-def address_variable(cluster: str, namespace: str, domain: str) -> Json:
-    return {"name": names.ADDRESS_ENV, "value": scheduler_address(cluster, namespace, domain)}
+def address_variable(cluster: str, namespace: str, domain: str, *, tls: bool) -> Json:
+    address = scheduler_address(cluster, namespace, domain, "tls" if tls else "tcp")
+    return {"name": names.ADDRESS_ENV, "value": address}
 
 
 def token_variable(cluster: str) -> Json:

@@ -1,0 +1,72 @@
+"""``spec.security.tls``: certificates of the cluster's own, in every pod of it.
+
+An authority per cluster signs one certificate for all its processes; both lie in the Secret ``{cluster}-tls``. Changing
+the annotation ``kubernetes.dask.org/rotate-tls`` makes a Secret by another name with a new authority, and as pod
+templates name it, the pods roll as after any edit: workers first and with drain, then the scheduler. Old and new ones
+understand each other meanwhile, as the new authority is also signed by the old one, which the new processes still
+trust. What leaked is thus shut out by the second of two rotations.
+
+The variables are distributed's own, so that upstream's engine takes them as well as the bundled one.
+"""
+
+from __future__ import annotations
+
+from daskfleet_operator import names
+from daskfleet_operator.kube.kinds import CLUSTER, Json
+from daskfleet_operator.plan import templates
+from daskfleet_operator.plan.model import Action, EnsureTls, Key, Observed
+
+FOLDER = "/etc/daskfleet/tls"
+FILES = ("ca.crt", "tls.crt", "tls.key")
+PREFIX = "DASK_DISTRIBUTED__COMM__"
+VARIABLES = (
+    {f"{PREFIX}TLS__CA_FILE": f"{FOLDER}/ca.crt"}
+    | {f"{PREFIX}TLS__{role}__CERT": f"{FOLDER}/tls.crt" for role in ("SCHEDULER", "WORKER", "CLIENT")}
+    | {f"{PREFIX}TLS__{role}__KEY": f"{FOLDER}/tls.key" for role in ("SCHEDULER", "WORKER", "CLIENT")}
+    | {f"{PREFIX}REQUIRE_ENCRYPTION": "true", f"{PREFIX}DEFAULT_SCHEME": "tls"}
+)
+
+
+def secret_name(cluster: Json) -> str | None:
+    """The Secret with the certificates that the cluster's pods are to have now; None without TLS."""
+    if not (cluster["spec"].get("security") or {}).get("tls"):
+        return None
+    name = names.tls_secret_name(cluster["metadata"]["name"])
+    turn = (cluster["metadata"].get("annotations") or {}).get(names.ROTATE_TLS)
+    return f"{name}-{templates.fingerprint(turn)}" if turn else name
+
+
+def plan_tls(observed: Observed, cluster: Json) -> list[Action]:
+    """Make the Secret, once."""
+    name = secret_name(cluster)
+    if name is None or observed.memory.tls_ensured == name:
+        return []
+    known = observed.deployment
+    previous = known.tls_secret if known is not None and known.owner == cluster["metadata"]["uid"] else ""
+    return [EnsureTls(name, _secret(observed.key, cluster, name), previous if previous != name else "")]
+
+
+def _secret(key: Key, cluster: Json, name: str) -> Json:
+    """The Secret without its content: keys are drawn where I/O is done."""
+    head = {
+        "name": name,
+        "namespace": key.namespace,
+        "labels": {names.CLUSTER_LABEL: key.name},
+        "ownerReferences": [templates.owner_reference(CLUSTER, cluster)],
+    }
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": head, "type": "kubernetes.io/tls"}
+
+
+def with_tls(spec: Json, cluster: Json) -> Json:
+    """A copy of a pod spec whose containers find the certificates; the spec itself where there is no TLS."""
+    name = secret_name(cluster)
+    if name is None:
+        return spec
+    spec = templates.with_env(spec, *({"name": variable, "value": value} for variable, value in VARIABLES.items()))
+    items = [{"key": file, "path": file} for file in FILES]  # not the authority's key
+    volume = {"name": names.TLS_VOLUME, "secret": {"secretName": name, "items": items}}
+    spec["volumes"] = [*(spec.get("volumes") or ()), volume]
+    for container in (*(spec.get("initContainers") or ()), *spec["containers"]):
+        mounts = container.get("volumeMounts") or ()
+        container["volumeMounts"] = [*mounts, {"name": names.TLS_VOLUME, "mountPath": FOLDER, "readOnly": True}]
+    return spec
