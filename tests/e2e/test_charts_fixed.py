@@ -163,6 +163,9 @@ def test_a_second_release_in_the_namespace_with_certificates(release: Release) -
     assert "Succeeded" in release.helm("test", "more", "--timeout=120s")
     log = release.kubectl("logs", "deployment/more-worker")
     assert f"registered with the scheduler at tls://more-scheduler.{release.namespace}.svc:8786" in log
+    with KubeCluster.from_name(f"{release.namespace}/more") as cluster, cluster.get_client() as client:
+        assert cluster.scheduler_address.startswith("tls://127.0.0.1:")
+        assert client.submit(sum, [1, 2, 3]).result(timeout=60) == 6
     release.helm("upgrade", "more", CHART, values=values | {"jupyter": {"enabled": False}})
     assert release.secret("more-tls") == certificates
     assert "Succeeded" in release.helm("test", "rel", "--timeout=120s")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import CLUSTER, WORKERGROUP, Json
 from daskfleet_operator.kube.objects import Pod
-from daskfleet_operator.plan import scheduler
+from daskfleet_operator.plan import scheduler, tls
 from daskfleet_operator.plan.adopt import adopting, deployments_of
 from daskfleet_operator.plan.conditions import Reason, condition, merged
 from daskfleet_operator.plan.groups import pod_hash, replicas_of

@@ -167,5 +167,5 @@ def test_services_say_whether_their_balancer_is_there() -> None:
 
 def test_deployments_say_why_their_pod_is_refused() -> None:
     failure = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}
-    raw: Json = {"metadata": {"name": "d"}, "spec": {}, "status": {"conditions": [failure]}}
+    raw: Json = {"metadata": {"name": "d"}, "spec": {"template": {"spec": {}}}, "status": {"conditions": [failure]}}
     assert Deployment.parse(raw).refusal == "exceeded quota"

@@ -103,6 +103,8 @@ class KubeCluster(Cluster):
         The source of a volume that pods share, for it to be installed once and not in each pod:
         ``{"hostPath": {"path": "/var/cache/daskfleet"}}`` for once on each node, where pods may use that, or
         ``{"persistentVolumeClaim": {"claimName": ...}}``.
+    tls
+        Encrypt all connections by certificates of the cluster's own. Of a cluster that exists it is found out.
     loop, asynchronous, quiet
         As in `daskfleet.deploy.cluster.Cluster`.
     context
@@ -143,6 +145,7 @@ class KubeCluster(Cluster):
         engine: str | None = None,
         environment: str | Path | None = None,
         environment_cache: Mapping[str, Any] | None = None,
+        tls: bool = False,
         loop: Any = None,
         asynchronous: bool = False,
         quiet: bool = False,
@@ -185,6 +188,7 @@ class KubeCluster(Cluster):
             jupyter,
             self.engine,
             **self._environment,
+            tls=bool(_configured("tls", tls or None, False)),
         )
         self._spec.setdefault("metadata", {})["name"] = self.name
         if not self._asynchronous:
@@ -245,7 +249,7 @@ class KubeCluster(Cluster):
         self.direct_to_workers = link.inside  # pods' addresses mean nothing outside, nor does a forwarded 127.0.0.1
         from daskfleet.security import Security
 
-        self.security = Security(token=link.token)
+        self.security = Security(token=link.token, **link.certificates)
 
     async def _create_or_find(self, link: Link) -> None:
         assert self.namespace is not None
@@ -446,12 +450,14 @@ class KubeCluster(Cluster):
         if self.engine == "daskfleet":
             return super().get_client()
         try:
-            from distributed import Client  # type: ignore[import-not-found, unused-ignore]
+            from distributed import Client, Security  # type: ignore[import-not-found, unused-ignore]
         except ImportError:
             raise ImportError(
                 "this cluster runs upstream's engine, whose client is in: pip install distributed"
             ) from None
-        return Client(self.scheduler_address, asynchronous=self._asynchronous)
+        certificates = self._connected().certificates
+        security = Security(require_encryption=True, **certificates) if certificates else None
+        return Client(self.scheduler_address, security=security, asynchronous=self._asynchronous)
 
     async def _fetch(self, path: str, **query: Any) -> Any:
         return await self._connected().fetch(path, **query)

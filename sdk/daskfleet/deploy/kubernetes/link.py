@@ -13,7 +13,8 @@ import base64
 import contextlib
 import json
 import os
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 from daskfleet.deploy.kubernetes import connect, diagnosis
@@ -33,6 +34,7 @@ from daskfleet.deploy.kubernetes.spec import COMM_PORT, HTTP_PORT
 from daskfleet.deploy.kubernetes.view import Object, View
 
 TOKEN_VARIABLE = "DASKFLEET_TOKEN"
+TLS_VARIABLE = "DASK_DISTRIBUTED__COMM__TLS__"
 # An operator takes notice within milliseconds; one that is just being restarted, or is electing a leader, within this.
 OPERATOR_PATIENCE = 15.0
 LOG_LINES = 10
@@ -58,8 +60,8 @@ class Link:
     ----------
     view
         What the API server shows.
-    scheduler_address, http_address, token, engine
-        Known after `reach`.
+    scheduler_address, http_address, token, certificates, engine
+        Known after `reach`; the certificates as `Security` takes them.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Link:
         self.scheduler_address = ""
         self.http_address = ""
         self.token: str | None = None
+        self.certificates: dict[str, Any] = {}
         self.engine = "daskfleet"
         self._forward = forward
         self._comm_port = comm_port
@@ -144,7 +147,7 @@ class Link:
             As soon as it is certain that the scheduler will not come.
         """
         watchdog = asyncio.create_task(self._operator_takes_notice())
-        token = asyncio.create_task(self._read_token())
+        token = asyncio.create_task(self._read_secrets())
         identity = asyncio.create_task(self._find_scheduler())
         doomed = asyncio.create_task(self._certain_failure())
         tasks = {watchdog, token, identity, doomed}
@@ -154,7 +157,7 @@ class Link:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
-            self.token = token.result()
+            self.token, self.certificates = token.result()
             return identity.result()
         finally:
             for task in tasks:
@@ -183,18 +186,27 @@ class Link:
                 raise StartFailed(f"DaskCluster {self.namespace}/{self.name} was deleted while it started")
             await self.view.change()
 
-    async def _read_token(self) -> str | None:
-        """The token as the scheduler's pod gets it: from a Secret, or as a plain value; None if it gets none."""
+    async def _read_secrets(self) -> tuple[str | None, dict[str, Any]]:
+        """Token and certificates as the scheduler's pod gets them: from Secrets, or as a plain value, or not at all."""
         pod = await self.view.wait_until(self.view.scheduler)
-        entry = _variable(pod, TOKEN_VARIABLE)
-        reference = ((entry or {}).get("valueFrom") or {}).get("secretKeyRef")
-        if reference is None:
-            return (entry or {}).get("value") or None
-        path = resource_path("secrets", self.namespace, reference["name"])
+        entry = _variable(pod, TOKEN_VARIABLE) or {}
+        token: str | None = entry.get("value") or None
+        if reference := (entry.get("valueFrom") or {}).get("secretKeyRef"):
+            token = (await self._secret(reference["name"]))[reference["key"]]
+        files = _certificate_files(pod)
+        if files is None:
+            return token, {}
+        secret = await self._secret(files.secret)
+        own = {"tls_client_cert": secret[files.certificate], "tls_client_key": secret[files.key]}
+        return token, {"tls_ca_file": secret[files.authority], **own}
+
+    async def _secret(self, name: str) -> dict[str, str]:
+        """The content of a Secret, once there is one."""
+        path = resource_path("secrets", self.namespace, name)
         while True:
             try:
-                secret = await self.api.get(path)
-                return base64.b64decode(secret["data"][reference["key"]]).decode()
+                data = (await self.api.get(path))["data"]
+                return {key: base64.b64decode(value).decode() for key, value in data.items()}
             except ApiError as error:
                 if error.status != 404:
                     raise
@@ -330,6 +342,30 @@ class Link:
             return json.loads(body)
         except (aiohttp.ClientError, ValueError) as error:
             raise OSError(f"GET {url}: {error}") from None
+
+
+class CertificateFiles(NamedTuple):
+    """A Secret, and the keys in it under which a pod's certificates are."""
+
+    secret: str
+    authority: str
+    certificate: str
+    key: str
+
+
+def _certificate_files(pod: Object) -> CertificateFiles | None:
+    """Where the certificates of a scheduler's pod come from, told by its variables and volumes; None without TLS."""
+    named = [_variable(pod, TLS_VARIABLE + part) for part in ("CA_FILE", "SCHEDULER__CERT", "SCHEDULER__KEY")]
+    paths = [PurePosixPath(entry["value"]) for entry in named if entry and entry.get("value")]
+    volumes = {
+        volume["name"]: (volume.get("secret") or {}).get("secretName") for volume in pod["spec"].get("volumes") or ()
+    }
+    for container in pod["spec"]["containers"]:
+        for mount in container.get("volumeMounts") or []:
+            secret = volumes.get(mount["name"])
+            if secret and len(paths) == 3 and all(str(path.parent) == mount["mountPath"] for path in paths):
+                return CertificateFiles(secret, *(path.name for path in paths))
+    return None
 
 
 def _variable(pod: Object, name: str) -> dict[str, Any] | None:

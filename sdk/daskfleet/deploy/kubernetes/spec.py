@@ -126,6 +126,7 @@ def make_cluster_spec(
     engine: str = "daskfleet",
     environment: str | Path | None = None,
     environment_cache: Mapping[str, Any] | None = None,
+    tls: bool = False,
 ) -> Spec:
     """A DaskCluster resource.
 
@@ -157,6 +158,8 @@ def make_cluster_spec(
     environment_cache
         The source of a volume that pods share, for it to be installed once and not in each pod: such as
         ``{"hostPath": {"path": "/var/cache/daskfleet"}}``, for once on each node.
+    tls
+        Encrypt all connections by certificates that the operator makes.
 
     Returns
     -------
@@ -176,6 +179,7 @@ def make_cluster_spec(
         "metadata": {"name": check_name(name)},
         "spec": {
             "idleTimeout": int(idle_timeout),
+            **({"security": {"tls": True}} if tls else {}),
             "worker": make_worker_spec(
                 image, n_workers, resources, env, worker_command, engine, environment, environment_cache
             ),

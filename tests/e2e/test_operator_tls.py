@@ -1,0 +1,49 @@
+"""``spec.security.tls``: encrypted from the first byte, and certificates that change under running work."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daskfleet import Client, KubeCluster, Security
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
+from operator_bed import Namespace, eventually
+
+SMALL = {"requests": {"cpu": "20m", "memory": "128Mi"}}
+
+
+@pytest.mark.timeout(150)
+def test_work_under_certificates_and_while_they_change(operator_in_cluster: Any, namespace: str) -> None:
+    lab = Namespace(operator_in_cluster, namespace)
+
+    def secrets() -> set[str]:
+        """Those that the pods which are there have mounted."""
+        pods = [pod for pod in lab.items("pods") if "deletionTimestamp" not in pod["metadata"]]
+        volumes = [volume for pod in pods for volume in pod["spec"]["volumes"] if volume["name"] == "daskfleet-tls"]
+        assert len(volumes) == len(pods)
+        return {volume["secret"]["secretName"] for volume in volumes}
+
+    with KubeCluster(name="shut", namespace=namespace, n_workers=2, resources=SMALL, tls=True) as cluster:
+        assert cluster.scheduler_address.startswith("tls://")
+        with cluster.get_client() as client:
+            cluster.wait_for_workers(2, timeout=60)
+            assert all(address.startswith("tls://") for address in client.scheduler_info()["workers"])
+            assert secrets() == {"shut-tls"}
+            kept = client.scatter([[item] for item in range(20)])  # nothing could compute these again
+            lab.kubectl("annotate", "daskcluster", "shut", "kubernetes.dask.org/rotate-tls=1")
+            rotated = eventually(lambda: len(found := secrets() - {"shut-tls"}) == 1 and found, "new ones", 60)
+            eventually(lambda: secrets() == rotated, "all pods with the new certificates", 90)
+            cluster.wait_for_workers(2, timeout=60)
+            assert client.gather(kept) == [[item] for item in range(20)]
+            assert client.submit(sum, [1, 2, 3]).result(timeout=60) == 6
+        stranger = Security(token=cluster.security.token)
+        plain = cluster.scheduler_address.replace("tls://", "tcp://")
+        with pytest.raises((OSError, TimeoutError, ssl.SSLError)):
+            Client(plain, security=stranger, timeout=3)
+    owners = json.loads(lab.kubectl("get", "secret", *rotated, "-o", "json"))["metadata"]["ownerReferences"]
+    assert [owner["kind"] for owner in owners] == ["DaskCluster"]
