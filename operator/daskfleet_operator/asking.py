@@ -64,6 +64,8 @@ class Asking:
             workers = await scheduler.adaptive_target(action.duration)
         except SchedulerError as error:
             logger.debug("%s: no adaptive target: %s", key, error)
+            said = {action.autoscaler: str(error)}
+            self._store.remember(key, lambda memory: replace(memory, silent={**memory.silent, **said}))
             return False
         new = model.Target(workers, self._now())
         observed = self._store.observed(key)
@@ -78,7 +80,8 @@ class Asking:
 
         def change(memory: Memory) -> Memory:
             kept = remembered(memory.targets.get(action.autoscaler, ()), new, delay)
-            return replace(memory, targets={**memory.targets, action.autoscaler: kept})
+            silent = {name: said for name, said in memory.silent.items() if name != action.autoscaler}
+            return replace(memory, targets={**memory.targets, action.autoscaler: kept}, silent=silent)
 
         self._store.remember(key, change)
         return True

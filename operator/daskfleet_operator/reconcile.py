@@ -217,6 +217,9 @@ class Reconciler:
                 return False
             raise
         self._store.changed(action.kind, answer)
+        if action.steps_down:
+            at = {action.steps_down: self._now()}
+            self._store.remember(key, lambda memory: replace(memory, scaled_down={**memory.scaled_down, **at}))
         return True
 
     async def _try_template(self, key: model.Key, action: model.TryTemplate) -> bool:

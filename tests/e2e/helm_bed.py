@@ -26,10 +26,10 @@ class Helm:
     """Helm in one namespace of a cluster."""
 
     def __init__(self, program: str, cluster: Cluster, namespace: str) -> None:
-        self._command = [program, f"--kubeconfig={cluster.kubeconfig}", f"--namespace={namespace}"]
+        self.command = [program, f"--kubeconfig={cluster.kubeconfig}", f"--namespace={namespace}"]
 
     def __call__(self, *words: str, values: dict[str, Any] | None = None, timeout: float = 200) -> str:
-        command = [*self._command, *words, *(["--values=-"] if values is not None else [])]
+        command = [*self.command, *words, *(["--values=-"] if values is not None else [])]
         given = yaml.safe_dump(values) if values is not None else None
         done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=timeout, check=False)
         if done.returncode:

@@ -122,3 +122,37 @@ def kubeconfig_with(original: Path, path: Path, *, server: str | None = None, us
         config["users"][0]["user"] = user
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+# Of clusters that no operator made: how daskfleet's chart and dask's own chart label what they install.
+LABELS = {
+    "daskfleet": lambda release, component: {"dask.org/cluster-name": release, "dask.org/component": component},
+    "dask": lambda release, component: {"app": "dask", "release": release, "component": component},
+}
+
+
+def deployment(name, labels, args, env, replicas=1, image=DEFAULT_IMAGE):
+    """A Deployment of one container that runs `args`."""
+    ports = [{"name": "http", "containerPort": 8787}]
+    container = {"name": "main", "image": image, "args": args, "env": env, "ports": ports}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
+        },
+    }
+
+
+def service(name, labels):
+    """The scheduler's Service."""
+    spec = {"selector": labels, "ports": [{"name": "tcp-comm", "port": 8786}]}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "labels": labels}, "spec": spec}
+
+
+def address(namespace):
+    """What workers of the release ``rel`` have in their environment."""
+    return [{"name": "DASK_SCHEDULER_ADDRESS", "value": f"tcp://rel-scheduler.{namespace}.svc:8786"}]

@@ -5,6 +5,7 @@ import json
 import platform
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -104,6 +105,42 @@ async def test_kubecluster_in_the_notebook_has_the_rights_it_needs(release: Rele
             address, total, logs = await jupyter.run_notebook("adopt.ipynb", cells)
     assert address.strip().endswith(":8786")
     assert (total.strip(), logs.strip()) == ("6", "True")
+
+
+def test_the_commands_of_the_notes_work(release: Release) -> None:
+    helm = release.helm.command[0]
+    programs = {"kubectl": f"{tools.kubectl()} --kubeconfig={release.cluster.kubeconfig}"}
+    programs["helm"] = f"{helm} --kubeconfig={release.cluster.kubeconfig}"
+    commands = [line.strip() for line in release.notes.splitlines() if line.startswith(("  kubectl ", "  helm "))]
+    ran = []
+    for command in commands:
+        program, rest = command.split(" ", 1)
+        if "port-forward" in command:
+            _, service, ports = rest.rsplit(" ", 2)
+            with port_forward(release.cluster, release.namespace, service, int(ports.split(":")[-1])) as url:
+                assert urllib.request.urlopen(url, timeout=20).status == 200
+        else:  # `helm test` and `helm upgrade` have tests of their own
+            ran.append(f"{programs[program]} {rest.replace(' CHART ', f' {CHART} --dry-run=server ')}")
+    for command in (words for words in ran if " test rel" not in words):
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    assert len(commands) == 6
+
+
+def test_all_that_can_be_switched_on_is_taken_by_the_api_server(release: Release) -> None:
+    on = {"enabled": True, "tls": True, "ingressClassName": "nginx", "annotations": {"a": "b"}}
+    values = {
+        "tls": {"enabled": True},
+        "networkPolicy": {"enabled": True, "from": [{"namespaceSelector": {}}]},
+        "webUI": {"ingress": on},
+        "jupyter": {"ingress": on},
+        "additional_worker_groups": [{"name": "big", "mounts": {"volumes": [{"name": "d", "emptyDir": {}}]}}],
+    }
+    rendered = release.helm("template", "other", CHART, values=values)
+    dry = ("apply", "--dry-run=server", "-f", "-")
+    taken = release.cluster.kubectl("-n", release.namespace, *dry, input=rendered)
+    assert taken.count("ingress.networking.k8s.io/") == 2
+    assert "deployment.apps/other-worker-big" in taken
 
 
 def test_helm_test(release: Release) -> None:

@@ -5,6 +5,7 @@ by a Python of its own.
 """
 
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -68,6 +69,44 @@ print("done")
 def test_work_and_scaling_with_upstreams_own_client(upstream, namespace):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(namespace=namespace, image=IMAGE)],
+        env={**os.environ, "PYTHONPATH": str(upstream)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
+RELEASE = """
+from daskfleet import KubeCluster
+def size():
+    return len(cluster.scheduler_info["workers"])
+with KubeCluster(name="rel", namespace={namespace!r}) as cluster, cluster.get_client() as client:
+    assert cluster.adapt(minimum=3, maximum=3) is None
+    cluster.wait_for_workers(3, timeout=60)
+    kept = client.scatter([[item] for item in range(30)], broadcast=False)
+    cluster.scale(1)
+    while size() > 1:
+        pass
+    assert client.gather(kept) == [[item] for item in range(30)]
+print("done")
+"""
+
+
+def test_a_release_of_dasks_own_chart_is_adopted(upstream, namespace, operator_in_cluster):
+    labels = bed.LABELS["dask"]
+    # The chart's own values have no such variable: distributed serves what adaptive scaling asks for when told to.
+    routes = [f"distributed.http.{name}" for name in ("health", "scheduler.json", "scheduler.info", "scheduler.api")]
+    served = [{"name": "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES", "value": str(routes)}]
+    items = [
+        bed.deployment("rel-scheduler", labels("rel", "scheduler"), ["dask", "scheduler"], served, image=IMAGE),
+        bed.deployment("rel-worker", labels("rel", "worker"), ["dask", "worker"], bed.address(namespace), 2, IMAGE),
+        bed.service("rel-scheduler", labels("rel", "scheduler")),
+    ]
+    listing = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
+    operator_in_cluster.kubectl("-n", namespace, "apply", "-f", "-", input=listing)
+    done = subprocess.run(
+        [sys.executable, "-c", RELEASE.format(namespace=namespace)],
         env={**os.environ, "PYTHONPATH": str(upstream)},
         capture_output=True,
         text=True,

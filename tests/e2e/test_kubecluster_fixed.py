@@ -13,44 +13,16 @@ from daskfleet.deploy.kubernetes import ClusterNotFound, KubernetesError
 
 square = functools.partial(pow, exp=2)  # a function that pods have, too
 
-LABELS = {
-    "daskfleet": lambda release, component: {"dask.org/cluster-name": release, "dask.org/component": component},
-    "dask": lambda release, component: {"app": "dask", "release": release, "component": component},
-}
 
-
-def deployment(name, labels, args, env, replicas=1):
-    """A Deployment of one container that runs `args`."""
-    ports = [{"name": "http", "containerPort": 8787}]
-    container = {"name": "main", "image": bed.DEFAULT_IMAGE, "args": args, "env": env, "ports": ports}
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name, "labels": labels},
-        "spec": {
-            "replicas": replicas,
-            "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
-        },
-    }
-
-
-@pytest.fixture(params=sorted(LABELS))
+@pytest.fixture(params=sorted(bed.LABELS))
 def release(request, cluster_with_images, namespace):
     """Install a scheduler and two workers as a chart would; return the release's name."""
-    name, labels = "rel", LABELS[request.param]
+    name, labels = "rel", bed.LABELS[request.param]
     token = [{"name": "DASKFLEET_TOKEN", "value": secrets.token_hex(32)}]
-    address = [{"name": "DASK_SCHEDULER_ADDRESS", "value": f"tcp://{name}-scheduler.{namespace}.svc:8786"}]
-    service = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": f"{name}-scheduler", "labels": labels(name, "scheduler")},
-        "spec": {"selector": labels(name, "scheduler"), "ports": [{"name": "tcp-comm", "port": 8786}]},
-    }
     items = [
-        deployment(f"{name}-scheduler", labels(name, "scheduler"), ["dask-scheduler"], token),
-        deployment(f"{name}-worker", labels(name, "worker"), ["dask-worker"], token + address, replicas=2),
-        service,
+        bed.deployment(f"{name}-scheduler", labels(name, "scheduler"), ["dask-scheduler"], token),
+        bed.deployment(f"{name}-worker", labels(name, "worker"), ["dask-worker"], token + bed.address(namespace), 2),
+        bed.service(f"{name}-scheduler", labels(name, "scheduler")),
     ]
     listing = {"apiVersion": "v1", "kind": "List", "items": items}
     cluster_with_images.kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(listing))

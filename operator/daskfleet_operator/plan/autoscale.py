@@ -45,7 +45,9 @@ def plan_autoscalers(observed: Observed, cluster: Json, now: float) -> tuple[lis
         last_down = observed.memory.scaled_down.get(name, 0.0)
         size = desired_size(autoscaler["spec"], replicas_of(group), others, targets, last_down, now)
         if size != replicas_of(group):
-            actions.append(Patch(WORKERGROUP, group["metadata"]["name"], {"spec": {"worker": {"replicas": size}}}))
+            body = {"spec": {"worker": {"replicas": size}}}
+            steps_down = name if size < replicas_of(group) else ""
+            actions.append(Patch(WORKERGROUP, group["metadata"]["name"], body, steps_down))
     return actions, min(wakes, default=None)
 
 
@@ -129,8 +131,17 @@ def autoscaler_status(observed: Observed, autoscaler: Json, now: float) -> Statu
     elif not status.scheduler_ready(observed):
         message = "the scheduler does not answer yet"
         state = condition(status.READY, False, Reason.SCHEDULER_STARTING, message, generation)
+    elif said := observed.memory.silent.get(name):
+        message = f"the scheduler does not tell how many workers it wants: {said}{_mending(said)}"
+        state = condition(status.READY, False, Reason.SCHEDULER_UNREACHABLE, message, generation)
     else:
         state = condition(status.READY, True, Reason.READY, "follows the scheduler's target", generation)
         status_fields |= {"workerGroup": group["metadata"]["name"], "replicas": replicas_of(group)}
     status_fields["conditions"] = merged(old.get("conditions"), [state], now)
     return StatusWrite(AUTOSCALER, name, status_fields, status.news(old, status_fields))
+
+
+def _mending(said: str) -> str:
+    """What to do about it: upstream's scheduler has these routes only when it is told to."""
+    route = "distributed.http.scheduler.api"
+    return f" (upstream's engine: add {route!r} to distributed.scheduler.http.routes)" if "404" in said else ""

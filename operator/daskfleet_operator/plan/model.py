@@ -69,6 +69,7 @@ class Memory:
     backoffs: Mapping[str, Backoff] = field(default_factory=dict)  # by group
     targets: Mapping[str, tuple[Target, ...]] = field(default_factory=dict)  # by autoscaler, newest last
     scaled_down: Mapping[str, float] = field(default_factory=dict)  # by autoscaler
+    silent: Mapping[str, str] = field(default_factory=dict)  # by autoscaler, why the scheduler told no target
     idle_since: float | None = None
     idle_asked: float | None = None
     silent_since: float | None = None  # when asked about idleness, a scheduler that is not ready says nothing
@@ -161,11 +162,15 @@ class CreateWorkers:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Change fields of an object: a merge patch (a dict) or a JSON patch (a list)."""
+    """Change fields of an object: a merge patch (a dict) or a JSON patch (a list).
+
+    `steps_down` is the autoscaler that makes a group smaller by it: when it did so last is remembered.
+    """
 
     kind: Kind
     name: str
     body: Json | list[Json]
+    steps_down: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,25 @@ def test_plan_asks_then_patches_the_group() -> None:
     known = replace(state.memory, targets={"a": (Target(5, NOW),)})
     (patch,), _ = autoscale.plan_autoscalers(replace(state, memory=known), cluster(), NOW)
     assert isinstance(patch, model.Patch) and patch.body == {"spec": {"worker": {"replicas": 5}}}
+    assert patch.steps_down == ""
+
+
+def test_a_step_down_is_remembered_so_that_the_next_one_waits() -> None:
+    state = observed(cluster(8), groups=(group(8),), autoscalers=(autoscaler(),))
+    low = tuple(Target(0, NOW - 20 + second) for second in range(21))
+    known = replace(state.memory, targets={"a": low})
+    (patch,), _ = autoscale.plan_autoscalers(replace(state, memory=known), cluster(8), NOW)
+    assert isinstance(patch, model.Patch) and patch.steps_down == "a"
+    resting = replace(known, scaled_down={"a": NOW - 1})
+    assert autoscale.plan_autoscalers(replace(state, memory=resting), cluster(8), NOW)[0] == []
+
+
+def test_a_scheduler_that_tells_no_target_is_reported_with_what_to_do() -> None:
+    state = observed(autoscalers=(autoscaler(),))
+    silent = replace(state.memory, silent={"a": "adaptive_target was answered with 404"})
+    write = autoscale.autoscaler_status(replace(state, memory=silent), state.autoscalers[0], NOW)
+    (said,) = write.status["conditions"]
+    assert said["reason"] == "SchedulerUnreachable" and "distributed.scheduler.http.routes" in said["message"]
 
 
 def test_each_group_can_have_its_own() -> None:
