@@ -136,7 +136,7 @@ def test_all_that_can_be_switched_on_is_taken_by_the_api_server(release: Release
         "jupyter": {"ingress": on},
         "additional_worker_groups": [{"name": "big", "mounts": {"volumes": [{"name": "d", "emptyDir": {}}]}}],
     }
-    rendered = release.helm("template", "other", CHART, values=values)
+    rendered = release.helm("template", "other", CHART, "--kube-version=1.34.0", values=values)
     dry = ("apply", "--dry-run=server", "-f", "-")
     taken = release.cluster.kubectl("-n", release.namespace, *dry, input=rendered)
     assert taken.count("ingress.networking.k8s.io/") == 2
@@ -163,21 +163,6 @@ def test_an_upgrade_changes_workers_and_keeps_everything_else(release: Release) 
         assert [release.secret(name) for name in ("rel-token", "rel-jupyter")] == secrets
         where = client.submit(platform.node, resources={"TAG": 1}).result(timeout=60)
         assert where.startswith("rel-worker-tagged-")
-
-
-def test_replicas_that_an_operator_has_taken_over_are_left_to_it(release: Release) -> None:
-    adopted = "kubernetes.dask.org/adopted-by=rel"
-    release.kubectl("annotate", "deployment", "rel-worker", adopted)
-    release.kubectl("scale", "deployment", "rel-worker", "--replicas=1")
-
-    def replicas() -> str:
-        return release.kubectl("get", "deployment", "rel-worker", "-o", "jsonpath={.spec.replicas}")
-
-    release.helm("upgrade", "rel", CHART, values=VALUES)
-    assert replicas() == "1"
-    release.kubectl("annotate", "deployment", "rel-worker", "kubernetes.dask.org/adopted-by-")
-    release.helm("upgrade", "rel", CHART, values=VALUES)
-    assert replicas() == "2"
 
 
 def test_an_operator_beside_it_leaves_it_alone(release: Release) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import ssl
 import sys
 from pathlib import Path
@@ -41,9 +40,9 @@ def test_work_under_certificates_and_while_they_change(operator_in_cluster: Any,
             cluster.wait_for_workers(2, timeout=60)
             assert client.gather(kept) == [[item] for item in range(20)]
             assert client.submit(sum, [1, 2, 3]).result(timeout=60) == 6
+        (made,) = rotated
+        assert [owner["kind"] for owner in lab.get("secret", made)["metadata"]["ownerReferences"]] == ["DaskCluster"]
         stranger = Security(token=cluster.security.token)
         plain = cluster.scheduler_address.replace("tls://", "tcp://")
         with pytest.raises((OSError, TimeoutError, ssl.SSLError)):
             Client(plain, security=stranger, timeout=3)
-    owners = json.loads(lab.kubectl("get", "secret", *rotated, "-o", "json"))["metadata"]["ownerReferences"]
-    assert [owner["kind"] for owner in owners] == ["DaskCluster"]
