@@ -2,7 +2,7 @@
 
 Each run is a fresh process, timed from its start (imports included) to the moment its client sees all workers, on the
 beds of ``tests/deployers``. Both sides run on this machine's processors one after the other, so the ratio is what
-counts.
+counts. A peer's processes that outlive its program are ended before the next one starts, and counted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.deployers.beds import mpi, slurm, ssh
+from tests.deployers.beds.tools import processes_of_cluster, wait_until
 
 #: Seconds for one run.
 TIMEOUT = 580
@@ -85,11 +86,36 @@ def peers(base: str) -> str:
     return str(python)
 
 
-def seconds(command: list[str], folder: str) -> float | str:
-    """Until `command`, run in `folder`, says that all are registered, or why it does not. It is ended then."""
+def versions(python: str) -> str:
+    """Names and versions of the peers there."""
+    program = "import importlib.metadata as m, sys; print(*(f'{n} {m.version(n)}' for n in sys.argv[1:]), sep=', ')"
+    done = subprocess.run([python, "-c", program, *PEERS], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def end_all(marker: str) -> int:
+    """End what is left of a run, by process id; how many there were."""
+    left = [int(line.split()[0]) for line in processes_of_cluster(marker) if "sshd" not in line]
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if left:
+        wait_until(lambda: not [x for x in processes_of_cluster(marker) if "sshd" not in x], "a killed process remains")
+    return len(left)
+
+
+def seconds(command: list[str], folder: str, marker: str) -> float | str:
+    """Until `command`, run in `folder`, says that all are registered, or why it does not. It is ended then.
+
+    `marker`, a variable and its value, is in the environment of all that it starts.
+    """
     begun = time.monotonic()
+    variable, _, value = marker.partition("=")
+    environment = {**os.environ, variable: value}
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True, cwd=folder)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, start_new_session=True, cwd=folder, env=environment
+        )
         watch = subprocess.Popen(["sleep", str(TIMEOUT)])
         try:
             assert process.stdout is not None
@@ -114,21 +140,25 @@ def seconds(command: list[str], folder: str) -> float | str:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+            time.sleep(2)  # who ends in order is gone by then
+            if left := end_all(marker):
+                print(f"    {left} processes were left, and are ended now", flush=True)
 
 
 @contextlib.contextmanager
-def bed(manager: str, folder: Path, n: int) -> Iterator[dict[str, object]]:
-    """The system under `manager`, and what its programs are told."""
+def bed(manager: str, folder: Path, n: int) -> Iterator[tuple[dict[str, object], str]]:
+    """The system under `manager`, what its programs are told, and what is in the environment of all they start."""
+    marker = f"DASKFLEET_BENCHMARK={folder.name}"
     if manager == "ssh":
         with ssh.servers(ssh.public_folder(folder)) as servers:
             options = {key: value for key, value in servers.connect_options().items() if key != "agent_path"}
-            yield {"n": n, "hosts": list(ssh.HOSTS), "connect": options}
+            yield {"n": n, "hosts": list(ssh.HOSTS), "connect": options}, servers.marker
     elif manager == "slurm":
         with slurm.running(folder) as environment:
             os.environ.update(environment)
-            yield {"n": n}
+            yield {"n": n}, marker
     else:
-        yield {"n": n}
+        yield {"n": n}, marker
 
 
 def main() -> None:
@@ -137,14 +167,14 @@ def main() -> None:
     parser.add_argument("--managers", nargs="*", default=list(PROGRAMS), choices=list(PROGRAMS))
     given = parser.parse_args()
     other = peers(sys.executable)
-    print(f"seconds until {given.workers} workers are registered, {os.cpu_count()} processors")
+    print(f"seconds until {given.workers} workers are registered, {os.cpu_count()} processors; {versions(other)}")
     print(f"{'':8}{'daskfleet':>12}{'peer':>12}{'ratio':>8}")
     for manager in given.managers:
         text, ours, theirs = PROGRAMS[manager]
         results: list[float | str] = []
         with tempfile.TemporaryDirectory(prefix="daskfleet-bench-", dir="/tmp", ignore_cleanup_errors=True) as folder:
             Path(folder).chmod(0o755)
-            with bed(manager, Path(folder), given.workers) as options:
+            with bed(manager, Path(folder), given.workers) as (options, marker):
                 for python, imports in ((sys.executable, ours), (other, theirs)):
                     program = Path(folder) / f"{len(results)}.py"
                     program.write_text(text.format(imports=imports, more=""))
@@ -153,7 +183,7 @@ def main() -> None:
                         python = mpi.provide("mpich").python if imports == ours else python
                         runner = mpi.Mpi("mpich", Path(python).parents[1])
                         command = runner.command(given.workers + 2, python, *command[1:])
-                    results.append(seconds(command, folder))
+                    results.append(seconds(command, folder, marker))
         shown = [f"{value:.1f}" if isinstance(value, float) else value for value in results]
         ratio = f"{results[1] / results[0]:.1f}" if all(isinstance(value, float) for value in results) else "-"  # type: ignore[operator]
         print(f"{manager:8}{shown[0]:>12}{shown[1]:>12}{ratio:>8}", flush=True)
