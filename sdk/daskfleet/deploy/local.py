@@ -2,8 +2,8 @@
 
 Worker processes are forked off one small helper process, ``python -m daskfleet.deploy.local``, that has imported the
 worker once and has a single thread: our own process has threads and whatever the user has loaded, so forking it would
-be unsafe and starting interpreters one by one slow. The helper takes orders as JSON lines on its standard input and
-ends with it.
+be unsafe and starting interpreters one by one slow. The helper takes orders as JSON lines on its standard input, ends
+with it, and answers through a pipe of its own: standard output is for what tasks print.
 """
 
 from __future__ import annotations
@@ -199,25 +199,33 @@ class LocalCluster(Cluster):
 class _Helper:
     """Our end of the helper process."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, answers: int) -> None:
         self._process = process
+        self._answers = answers
         self.failure = ""
         self._reader = asyncio.ensure_future(self._read())
 
     @classmethod
     async def start(cls) -> _Helper:
         level = logging.getLogger("daskfleet").getEffectiveLevel()
-        return cls(
-            await asyncio.create_subprocess_exec(
+        ours, theirs = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "daskfleet.deploy.local",
                 str(level),
                 json.dumps(sys.path),
+                str(theirs),
                 stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
+                pass_fds=[theirs],
             )
-        )
+        except BaseException:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
+        return cls(process, ours)
 
     def add(self, options: dict[str, Any]) -> None:
         """Start one more worker."""
@@ -225,11 +233,17 @@ class _Helper:
         self._process.stdin.write(json.dumps(pickle.dumps(options).hex()).encode() + b"\n")
 
     async def _read(self) -> None:
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            with contextlib.suppress(ValueError):
+        answers = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(answers), os.fdopen(self._answers, "rb", buffering=0)
+        )
+        try:
+            async for line in answers:
                 self.failure = json.loads(line)["failed"]
                 logger.error("a worker failed to start: %s", self.failure)
+        finally:
+            transport.close()
 
     async def close(self) -> None:
         """End the helper, and with it every worker."""
@@ -243,7 +257,7 @@ class _Helper:
         self._reader.cancel()
 
 
-async def _serve_orders() -> None:
+async def _serve_orders(answers: int) -> None:
     """The helper: a nanny for each line, all in this process's one thread, until standard input ends."""
     loop = asyncio.get_running_loop()
     stream = asyncio.StreamReader(limit=1 << 24)
@@ -255,7 +269,7 @@ async def _serve_orders() -> None:
         try:
             await nanny.start()
         except DaskfleetError as error:
-            print(json.dumps({"failed": str(error)}), flush=True)  # noqa: T201 - this is the answer on the pipe
+            os.write(answers, json.dumps({"failed": str(error)}).encode() + b"\n")
 
     async for line in stream:
         nanny = Nanny(**pickle.loads(bytes.fromhex(json.loads(line))))
@@ -272,4 +286,4 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the notebook; the pipe's end is for us
     logging.basicConfig(level=int(sys.argv[1]), format="%(asctime)s - %(name)s - %(levelname)s - %(message)s")
     sys.path[:] = json.loads(sys.argv[2])  # functions are imported from where our parent imports them
-    asyncio.run(_serve_orders())
+    asyncio.run(_serve_orders(int(sys.argv[3])))

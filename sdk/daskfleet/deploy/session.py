@@ -27,6 +27,8 @@ from daskfleet.security import TOKEN_VARIABLE, Security
 TIMEOUT = 60.0
 #: Log lines that are kept of each process.
 LOG_LINES = 10_000
+#: Bytes after which a log line without an end is taken for one.
+LONGEST_LINE = 1 << 16
 #: The module at the other end.
 REMOTE = "daskfleet.deploy.remote"
 
@@ -168,9 +170,19 @@ class Session(ProcessInterface):
         self._ended.set()
 
     async def _read_log(self) -> None:
+        """Keep the lines. What tasks print is among them, so there may be gigabytes of it, and no end of a line."""
         assert self._pipe is not None
-        while raw := await self._pipe.stderr.readline():
-            line = raw.decode(errors="replace").rstrip("\n")
+        rest = b""
+        while piece := await self._pipe.stderr.read(LONGEST_LINE):
+            *lines, rest = (rest + piece).split(b"\n")
+            if len(rest) >= LONGEST_LINE:
+                lines, rest = [*lines, rest], b""
+            self._on_log(lines)
+        self._on_log([rest] if rest else [])
+
+    def _on_log(self, lines: list[bytes]) -> None:
+        for raw in lines:
+            line = raw.decode(errors="replace")
             self._lines.append(line)
             if self._on_line is not None:
                 self._on_line(line)

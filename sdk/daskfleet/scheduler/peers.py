@@ -126,7 +126,7 @@ class Peers:
             memory_limit=int(info["memory_limit"]),
             resources=dict(info["resources"]),
             info={key: value for key, value in info.items() if key != "held"},
-            last_seen=time.time(),
+            last_seen=time.monotonic(),
         )
         if info["held"] and info.get("scheduler") != self.id:
             self._take_over()
@@ -235,7 +235,7 @@ class Peers:
     def _on_worker(self, connection: Connection, messages: list[Message]) -> None:
         state, worker = self.state, self._peers[connection]
         assert type(worker) is WorkerState
-        worker.last_seen = time.time()
+        worker.last_seen = time.monotonic()
         for message in messages:
             match message:
                 case ("done", rows):

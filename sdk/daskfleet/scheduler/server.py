@@ -96,7 +96,7 @@ class Scheduler(Peers):
         self.idle_timeout = (
             config.seconds("distributed.scheduler.idle-timeout") if idle_timeout is None else idle_timeout
         )
-        self.idle_since: float | None = time.time()
+        self._idle_from: float | None = time.monotonic()  # whose clock nobody sets
         self.started = time.time()
         self.dashboard_address = dashboard_address
         self.http: Any = None
@@ -179,6 +179,11 @@ class Scheduler(Peers):
         self._finished.set()
 
     @property
+    def idle_since(self) -> float | None:
+        """Seconds since the epoch; None while there is work."""
+        return None if self._idle_from is None else time.time() - (time.monotonic() - self._idle_from)
+
+    @property
     def dashboard_port(self) -> int | None:
         return self.http.port if self.http is not None else None
 
@@ -190,21 +195,21 @@ class Scheduler(Peers):
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK)
-            now = time.time()
+            now = time.monotonic()
             counts = self.state.counts
             if counts[WAITING] or counts[QUEUED] or counts[PROCESSING] or counts[NO_WORKER]:
-                self.idle_since = None
+                self._idle_from = None
                 self.state.rebalance()
                 self._flush()
-            elif self.idle_since is None:
-                self.idle_since = now
-            self.state.totals.recent.append((now, self.state.totals.computed))
+            elif self._idle_from is None:
+                self._idle_from = now
+            self.state.totals.recent.append((time.time(), self.state.totals.computed))
             for worker in list(self.state.workers.values()):
                 if now - worker.last_seen > self._worker_ttl:
                     logger.warning("%r has said nothing for %g s: giving it up", worker, self._worker_ttl)
                     self._connections[worker].abort()
             self._give_up_unrunnable(now)
-            if self.idle_timeout and self.idle_since is not None and now - self.idle_since > self.idle_timeout:
+            if self.idle_timeout and self._idle_from is not None and now - self._idle_from > self.idle_timeout:
                 logger.info("closing: idle for %g s", self.idle_timeout)
                 await self.close("idle", close_workers=True)
 
@@ -286,7 +291,7 @@ class Scheduler(Peers):
         return {
             **worker.info,
             "status": worker.status,
-            "last_seen": worker.last_seen,
+            "last_seen": time.time() - (time.monotonic() - worker.last_seen),
             "metrics": worker.metrics,
             "nbytes": worker.nbytes,
             "processing": len(worker.processing),

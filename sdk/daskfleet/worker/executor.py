@@ -176,7 +176,7 @@ class Executor:
         thread = threading.get_ident()
         while not context.away and (task := self._queue.get()) is not None:
             started = time.perf_counter()
-            self.running[thread] = (task, time.time())
+            self.running[thread] = (task, time.monotonic())
             context.task = task
             outcome: Outcome | None = None
             while True:
@@ -214,7 +214,7 @@ class Executor:
             args, kwargs = loads(task.payload)
             values = [_input(value) for value in task.inputs]
             if task.timeout is not None:  # is about the call, not about importing what it needs
-                self._calling[task] = time.time()
+                self._calling[task] = time.monotonic()
             value = evaluate(function, args, kwargs, values)
             del args, kwargs, values
             if inspect.iscoroutine(value):

@@ -39,7 +39,7 @@ class Stopping:
         """The calling coroutine is about to run `task`; `awaited` says that it has."""
         running = asyncio.current_task()
         assert running is not None
-        self._coroutines[task] = running, time.time()
+        self._coroutines[task] = running, time.monotonic()
 
     def awaited(self, task: Task) -> None:
         """The end of `awaiting`."""
@@ -55,7 +55,7 @@ class Stopping:
             return
         assert task.timeout is not None
         started = self._coroutines[task][1] if task in self._coroutines else self._executor.started(task)
-        left = task.timeout - (time.time() - started) if started is not None else task.timeout
+        left = task.timeout - (time.monotonic() - started) if started is not None else task.timeout
         if left > 0:
             self._worker.loop.call_later(left, self._look, task)
             return

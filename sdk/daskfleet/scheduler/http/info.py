@@ -79,7 +79,7 @@ class WorkersPage(SchedulerPage):
     def get(self) -> None:
         from dask.utils import format_bytes
 
-        now = time.time()
+        now = time.monotonic()
 
         def row(worker: WorkerState) -> tuple[Any, ...]:
             memory = worker.metrics.get("memory", 0)

@@ -157,7 +157,7 @@ class Feed:
             "prefixes": _prefixes(state.prefixes, self._counts),
             "counted": self._counted,
             "columns": WORKER_COLUMNS,
-            "workers": [_worker(worker, now) for worker in state.workers.values()],
+            "workers": [_worker(worker, time.monotonic()) for worker in state.workers.values()],
             "stream": self._stream.take(),
         }
 
@@ -172,7 +172,7 @@ def _ignore_closed(future: asyncio.Future[None]) -> None:
 
 
 def _worker(worker: WorkerState, now: float) -> tuple[Any, ...]:
-    """A row of `WORKER_COLUMNS`; ``cpu`` in percent of one processor, ``seen`` in seconds ago."""
+    """A row of `WORKER_COLUMNS`; ``cpu`` in percent of one processor, ``seen`` in seconds before `now`."""
     metrics = worker.metrics
     return (
         worker.name,
