@@ -276,12 +276,9 @@ class Core(Link):
         if not in_task():
             return loops.sync(self.loop, function, *args)
 
-        async def call() -> Any:
-            return await function(*args)
-
-        answer = asyncio.run_coroutine_threadsafe(call(), self.loop)
+        answer = asyncio.run_coroutine_threadsafe(loops.carried(function(*args)), self.loop)
         try:
-            return answer.result(PATIENCE)
+            return loops.read(answer.result(PATIENCE))
         except TimeoutError:
             if answer.done():
                 raise

@@ -52,6 +52,7 @@ class Link:
         self._cids, self._graphs = itertools.count(1), itertools.count(1)
         self._states: dict[Key, weakref.ref[FutureState]] = {}
         self._by_cid: dict[int, weakref.ref[FutureState]] = {}
+        self._named: weakref.WeakKeyDictionary[FutureState, Any] = weakref.WeakKeyDictionary()
         self._outgoing: deque[Message] = deque()
         self._released: deque[int] = deque()
         self._waking = False
@@ -86,10 +87,18 @@ class Link:
                 self._sent.add(message)
             scheduler.send(message)
         if self._released:
-            released = []
-            while self._released:
-                released.append(self._released.popleft())
-            scheduler.send(("release", released))
+            scheduler.send(("release", self._take_released()))
+
+    def _take_released(self) -> list[int]:
+        released = []
+        while self._released:
+            released.append(self._released.popleft())
+        return released
+
+    def _release_first(self) -> None:
+        """Let go of futures that are gone before what is sent next, which may give their keys to other work."""
+        if self._released:
+            self._send(("release", self._take_released()))
 
     def _attach(self, connection: Connection) -> None:
         connection.on_messages = self._on_messages

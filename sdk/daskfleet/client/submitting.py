@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -62,7 +63,8 @@ class Submitting(Gathering):
         *args, **kwargs
             Futures among them, also inside lists, tuples, sets and dicts, are replaced by their results.
         key
-            A name for the result. By default one that is equal for equal calls, so that they run once.
+            A name for the result. By default one that is equal for equal calls, so that they run once. As long as
+            anybody holds a future of a key, it stands for the work that was submitted first.
         workers
             Names, addresses or hosts of the only workers that may run it; with `allow_other_workers`, preferably.
         resources
@@ -92,11 +94,22 @@ class Submitting(Gathering):
         if actor or actors:
             # Two equal calls mean two actors.
             (blob, digest), pure = encode_function(Make(func)), False
+        work = None
         if key is None:
             key = f"{name}-{token(digest, args, kwargs) if pure else uuid.uuid4().hex}"
+        else:
+            self._release_first()
+            work = digest, args if not kwargs and all(type(value) in PLAIN for value in args) else None
         state, new = self._state(key)
         if not new:
+            if work is not None and _differ(self._named.get(state), work):
+                warnings.warn(
+                    f"the key {key!r} stands for other work already, whose result this future gets: choose another key",
+                    stacklevel=2,
+                )
             return Future(state)
+        if work is not None:
+            self._named[state] = work
         payload, dependencies = encode_call(args, kwargs)
         options = task_options(workers, resources, retries, allow_other_workers, timeout, actor or actors)
         self._announce_span(options)
@@ -135,6 +148,8 @@ class Submitting(Gathering):
         """
         if not callable(func):
             raise TypeError(f"the first argument of map must be callable, not {type(func).__name__}")
+        if key is not None:
+            self._release_first()
         blob, digest = encode_function(func)
         name = key if isinstance(key, str) else function_name(func)
         if actor or actors:
@@ -301,3 +316,10 @@ def _data_key(value: Any, hash: bool) -> str:
     from dask.tokenize import tokenize
 
     return f"{type(value).__name__}-{tokenize(value)}"
+
+
+def _differ(one: tuple[bytes, Any] | None, other: tuple[bytes, Any]) -> bool:
+    """Whether two calls, as far as that can be seen cheaply, are of other functions or arguments."""
+    if one is None:
+        return False
+    return one[0] != other[0] or (None not in (one[1], other[1]) and one[1] != other[1])

@@ -78,7 +78,7 @@ class Clients(Transitions):
             graph.append(ts)
             if ts is None:
                 if cid:
-                    self._tell(client, "lost", (cid, f"an input of {key!r} was cancelled"))
+                    self._tell(client, "lost", (cid, self._why_lost(client, key, dependencies)))
                 continue
             if cid:
                 self._want(client, cid, ts)
@@ -96,6 +96,12 @@ class Clients(Transitions):
         for unused in shared_functions:  # all its tasks were known already
             if not unused.users:
                 self._retire_function(unused)
+
+    def _why_lost(self, client: ClientState, key: Key, dependencies: Iterable[int]) -> str:
+        for dependency in dependencies:
+            if (unknown := client.unknown.get(-dependency)) is not None:
+                return f"its input {unknown!r} is neither in the graph nor on the cluster"
+        return f"an input of {key!r} was cancelled, or cannot be computed"
 
     def _define(self, ts: TaskState, inputs: Sequence[TaskState], priority: int, raw: dict[str, Any] | None) -> None:
         """Give a new task its inputs, its options, and its place in the order."""
@@ -128,6 +134,7 @@ class Clients(Transitions):
             if ts is None and self.adopting:
                 ts = self._new_task(key, self._prefix("adopted"))
             if ts is None:
+                client.unknown[cid] = key
                 self._tell(client, "lost", (cid, f"no task or data is known by the key {key!r}"))
             else:
                 self._want(client, cid, ts)
@@ -161,6 +168,7 @@ class Clients(Transitions):
         for cid in cids:
             ts = client.futures.pop(cid, None)
             if ts is None:
+                client.unknown.pop(cid, None)
                 continue
             wants = ts.wants
             if len(wants) == 2:

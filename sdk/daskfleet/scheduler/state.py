@@ -233,10 +233,12 @@ class WorkerState:
 
 @dataclass(slots=True, eq=False)
 class ClientState:
-    """One client: its futures by number, and the graphs it is in the middle of sending (None for what cannot run)."""
+    """One client: its futures by number, the keys of those that nobody knows, and the graphs it is in the middle of
+    sending (None for what cannot run)."""
 
     id: str
     futures: dict[int, TaskState] = field(default_factory=dict)
+    unknown: dict[int, Key] = field(default_factory=dict)
     graphs: dict[int, list[TaskState | None]] = field(default_factory=dict)
     outbox: list[Message] = field(default_factory=list)
     leaving: bool = False

@@ -9,6 +9,7 @@ rest. A disk that is full, or a value that cannot be pickled, costs nothing but 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import mmap
@@ -137,6 +138,7 @@ class SpillBuffer(MutableMapping[int, Any]):
             return 0
         path = self._folder / f"{next(self._names)}.spill"
         try:
+            self._check_room(self._sizes[id])  # before a pickle, which may cost as much memory again
             written = self._write(path, dumps(self._fast[id]))
         except TypeError as error:
             logger.info("%s: it stays in memory", error)
@@ -156,6 +158,11 @@ class SpillBuffer(MutableMapping[int, Any]):
         self.disk_bytes += written
         self.spilled_total += written
         return max(self._sizes[id], 1)
+
+    def _check_room(self, nbytes: int) -> None:
+        disk = os.statvfs(self._folder)
+        if nbytes > disk.f_bavail * disk.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _write(self, path: Path, serialized: Serialized) -> int:
         parts = serialized if type(serialized) is tuple else (serialized,)

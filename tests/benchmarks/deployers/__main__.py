@@ -24,6 +24,8 @@ from tests.deployers.beds.tools import processes_of_cluster, wait_until
 
 #: Seconds for one run.
 TIMEOUT = 580
+#: Seconds in which those who end in order are gone.
+ENDING = 30
 PEERS = ("distributed", "dask-jobqueue", "asyncssh", "dask-mpi")
 
 SSH = """
@@ -93,14 +95,18 @@ def versions(python: str) -> str:
     return done.stdout.strip()
 
 
+def remaining(marker: str) -> list[int]:
+    """Ids of the processes of a run."""
+    return [int(line.split()[0]) for line in processes_of_cluster(marker) if "sshd" not in line]
+
+
 def end_all(marker: str) -> int:
     """End what is left of a run, by process id; how many there were."""
-    left = [int(line.split()[0]) for line in processes_of_cluster(marker) if "sshd" not in line]
+    left = remaining(marker)
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    if left:
-        wait_until(lambda: not [x for x in processes_of_cluster(marker) if "sshd" not in x], "a killed process remains")
+    wait_until(lambda: not remaining(marker), "a killed process remains")
     return len(left)
 
 
@@ -140,7 +146,8 @@ def seconds(command: list[str], folder: str, marker: str) -> float | str:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-            time.sleep(2)  # who ends in order is gone by then
+            with contextlib.suppress(RuntimeError):
+                wait_until(lambda: not remaining(marker), "they are not gone", ENDING)
             if left := end_all(marker):
                 print(f"    {left} processes were left, and are ended now", flush=True)
 

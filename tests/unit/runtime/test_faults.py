@@ -1,0 +1,276 @@
+"""Faults of graphs, clients, disks and clocks, and tasks that go too far: what is said, and that the others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy
+import pytest
+from dask._task_spec import Task, TaskRef
+from daskfleet import CancelledError, Client, LocalCluster, Scheduler, Worker, wait
+
+MEGABYTE = 1 << 20
+
+
+def increment(x: int) -> int:
+    return x + 1
+
+
+def still_works(client: Client) -> bool:
+    return client.submit(sum, [1, 2], pure=False).result(timeout=60) == 3
+
+
+def eventually(what: Callable[[], object], timeout: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not what():
+        assert time.monotonic() < deadline, f"still not so after {timeout:g} s"
+        time.sleep(0.02)
+
+
+# Graphs and keys ---------------------------------------------------------------------------------------------------
+
+
+def test_a_graph_with_a_cycle_names_it(client: Client) -> None:
+    graph = {"a": (increment, "b"), "b": (increment, "c"), "c": (increment, "a")}
+    with pytest.raises(RuntimeError, match=r"Cycle detected(.|\n)*a(.|\n)*b(.|\n)*c"):
+        client.get(graph, "c")
+    assert still_works(client)
+
+
+def test_a_graph_without_a_key_that_it_needs_names_it(client: Client) -> None:
+    graph = {"a": Task("a", increment, TaskRef("nosuch")), "b": Task("b", increment, TaskRef("a")), "c": 1}
+    with pytest.raises(CancelledError, match=r"'a': its input 'nosuch' is neither in the graph nor on the cluster"):
+        client.get(graph, "a")
+    with pytest.raises(CancelledError, match="'b': "):
+        client.get(graph, "b")
+    with pytest.raises(KeyError, match="the graph has no task for 'd'"):
+        client.get(graph, "d")
+    assert client.get(graph, "c") == 1 and still_works(client)
+
+
+def test_gather_says_why_there_is_no_result(client: Client) -> None:
+    future = client.submit(increment, 1, pure=False)
+    client.cancel(future, reason="no longer needed")
+    with pytest.raises(CancelledError, match="no longer needed"):
+        client.gather([future])
+
+
+def test_a_key_used_twice_is_told_and_stands_for_the_first_work(client: Client, cluster: LocalCluster) -> None:
+    first = client.submit(increment, 1, key="mine")
+    same = client.submit(increment, 1, key="mine")
+    with pytest.warns(UserWarning, match="the key 'mine' stands for other work already"):
+        other_function = client.submit(abs, 1, key="mine")
+    with pytest.warns(UserWarning, match="choose another key"):
+        other_argument = client.submit(increment, 5, key="mine")
+    with Client(cluster, set_as_default=False) as second:
+        other_client = second.submit(abs, -7, key="mine")
+        found = [future.result(timeout=60) for future in (first, same, other_function, other_argument, other_client)]
+        assert found == [2] * 5
+        del other_client
+    del first, same, other_function, other_argument
+    assert client.submit(abs, -9, key="mine").result(timeout=60) == 9, "nobody holds it: it is free for other work"
+    futures = client.map(abs, [-1, -2], key=["one", "two"])
+    assert client.gather(futures) == [1, 2]
+    del futures
+    assert client.gather(client.map(increment, [1, 2], key=["one", "two"])) == [2, 3]
+
+
+# What tasks do -----------------------------------------------------------------------------------------------------
+
+PRINTING = """
+import sys
+from daskfleet import Client, LocalCluster
+
+def prints(end):
+    piece = "x" * (1 << 20) + end
+    for _ in range({megabytes}):
+        sys.stdout.write(piece)
+    sys.stdout.flush()
+
+if __name__ == "__main__":
+    with LocalCluster(1, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        for end in ("\\n", ""):
+            client.submit(prints, end, pure=False).result(timeout=60)
+        client.submit(print, "the end", flush=True).result(timeout=60)
+"""
+
+
+def test_a_task_that_prints_a_gigabyte_is_neither_stuck_nor_kept(tmp_path: Path) -> None:
+    """Half of it in lines, half without an end of a line; it goes where this process prints to."""
+    (tmp_path / "printing.py").write_text(PRINTING.format(megabytes=500))
+    with (tmp_path / "errors").open("w+") as errors:
+        program = subprocess.Popen(
+            [sys.executable, str(tmp_path / "printing.py")], stdout=subprocess.PIPE, stderr=errors
+        )
+        assert program.stdout is not None
+        total, tail = 0, b""
+        while piece := program.stdout.read(MEGABYTE):
+            total, tail = total + len(piece), (tail + piece)[-100:]
+        assert program.wait(60) == 0, errors.seek(0) or errors.read()
+    assert total > 1000 * MEGABYTE and tail.endswith(b"the end\n")
+
+
+def test_a_result_of_more_than_two_gigabytes_arrives_whole(client: Client) -> None:
+    """Over what 31 bits count, in one piece: lengths on every way are of 64."""
+    size = (1 << 31) + 4096
+
+    def large(size: int) -> numpy.ndarray:
+        data = numpy.zeros(size, "u1")  # never touched: pages of zeros cost nothing
+        data[0], data[-1] = 1, 2
+        return data
+
+    def free_memory() -> int:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+
+    if free_memory() < 4 * size:
+        pytest.skip(f"needs {4 * size >> 30} GiB of free memory")
+    future = client.submit(large, size)
+    value = future.result(timeout=100)
+    assert len(value) == size and value[0] == 1 and value[-1] == 2
+    del value, future
+    assert still_works(client)
+
+
+# Clients -----------------------------------------------------------------------------------------------------------
+
+SUBMITTING = """
+import sys
+from daskfleet import Client, Security
+client = Client(sys.argv[1], security=Security(token=sys.argv[2]))
+futures = []
+while True:
+    futures.append(client.map(lambda i: i, range(2000), pure=False))
+    futures.append(client.scatter(bytes(10_000_000), hash=False))
+    print(len(futures), flush=True)
+"""
+
+
+def test_a_client_that_dies_in_the_middle_of_a_submit_takes_nothing_with_it(
+    cluster: LocalCluster, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daskfleet.scheduler.peers.CLIENT_GRACE", 0.1)
+    scheduler = cluster.scheduler
+    ours = client.map(increment, range(200), pure=False)
+    wait(ours, timeout=60)
+    for _ in range(2):
+        command = [sys.executable, "-c", SUBMITTING, cluster.scheduler_address, cluster.security.token]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None and other.stdout.readline()
+            more = client.map(increment, range(100), pure=False)
+            time.sleep(0.05)
+            other.kill()
+        assert client.gather(more) == list(range(1, 101))
+    del more
+    assert client.gather(ours) == list(range(1, 201))
+    eventually(lambda: len(scheduler.state.clients) == 1)
+    eventually(lambda: len(scheduler.state.tasks) == len(ours))
+    eventually(lambda: not any(client.run(lambda dask_worker: len(dask_worker.machine.data) > 200).values()))
+
+
+# Disks -------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[str | None]:
+    """A file system of this size there; None where none may be mounted."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+        yield None
+        return
+    try:
+        yield str(folder)
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def limit_files(megabytes: int) -> None:
+    """No file of this process may grow larger."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (megabytes * MEGABYTE, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_under_spill_costs_memory_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def piece(i: int) -> bytes:
+        return bytes([i]) * (10 * MEGABYTE)
+
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__MEMORY__TARGET", "0.2")  # 80 of 400 MB
+    options = {"threads_per_worker": 1, "memory_limit": 400 * MEGABYTE, "dashboard_address": None}
+    with (
+        small_disk(tmp_path, 30) as folder,
+        LocalCluster(1, **options, local_directory=folder or str(tmp_path)) as cluster,
+        Client(cluster) as client,
+    ):
+        if folder is None:
+            client.run(limit_files, 5)
+        pieces = client.map(piece, range(16))  # half of which should go to the disk, where there is no room for them
+        wait(pieces, timeout=60)
+        said, stored = _spilled(client)
+        assert any("cannot spill to" in line and "what is in memory stays there" in line for line in said)
+        assert stored >= 160 * MEGABYTE
+        assert [value[0] for value in client.gather(pieces)] == list(range(16))
+        del pieces
+        assert still_works(client)
+
+
+def _spilled(client: Client) -> tuple[list[str], int]:
+    ((lines),) = client.get_worker_logs().values()
+    (stored,) = client.run(lambda dask_worker: dask_worker.stored.disk_bytes + dask_worker.stored.memory_bytes).values()
+    return [line for _, line in lines], stored
+
+
+# Clocks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jump", [86_400.0, -86_400.0])
+async def test_a_clock_that_jumps_ends_nothing(monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
+    """Timeouts, the idle timeout and the workers' heartbeats count seconds that nobody sets."""
+    real = time.time
+    async with (
+        Scheduler(port=0, host="127.0.0.1", dashboard_address=None, idle_timeout=60) as scheduler,
+        Worker(scheduler.address, nthreads=1) as worker,
+        Client(scheduler.address, asynchronous=True) as client,
+    ):
+        running = client.submit(time.sleep, 1.5, timeout=30)
+        while not scheduler.state.workers[worker.address].processing:
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(time, "time", lambda: real() + jump)
+        await running
+        assert scheduler.status == "running" and worker.status == "running"
+        assert await client.submit(increment, 1, timeout=30) == 2
+        while scheduler.idle_since is None:
+            await asyncio.sleep(0.01)
+        assert abs(time.time() - scheduler.idle_since) < 30, "told by the clock as it is now"
+
+
+# Logging -----------------------------------------------------------------------------------------------------------
+
+
+def test_logging_is_left_as_the_application_set_it() -> None:
+    def state() -> list[object]:
+        names = ("", "daskfleet", "distributed", "asyncio", "tornado", "tornado.access", "tornado.application", "dask")
+        return [
+            (logger.level, list(logger.handlers) if name != "daskfleet" else None, logger.propagate, logger.disabled)
+            for name in names
+            for logger in (logging.getLogger(name or None),)
+        ]
+
+    logging.getLogger("daskfleet").setLevel(logging.ERROR)
+    try:
+        before = state()
+        with LocalCluster(1, threads_per_worker=1) as cluster, Client(cluster) as client:
+            assert still_works(client)
+            assert state() == before
+            kept = [type(handler).__module__ for handler in logging.getLogger("daskfleet").handlers]
+            assert set(kept) <= {"daskfleet.http.logs"}, "only what keeps the last lines for the dashboard"
+        assert state() == before
+    finally:
+        logging.getLogger("daskfleet").setLevel(logging.NOTSET)
