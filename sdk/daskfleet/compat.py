@@ -33,6 +33,7 @@ _PLUGINS = (
 )
 #: What each module has: names of `daskfleet`, or submodules (in which case there is nothing to list).
 MODULES: dict[str, tuple[str, ...]] = {
+    "active_memory_manager": ("ActiveMemoryManagerPolicy", "ReduceReplicas"),
     "actor": ("Actor", "ActorFuture"),
     "client": (
         "CancelledError",
@@ -75,7 +76,12 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 #: Needs more than the plain installation, so that ``from distributed import *`` has to do without.
 _EXTRA = ("KubeCluster",)
-_ELSEWHERE = {"Cluster": "daskfleet.deploy.cluster", "ProcessInterface": "daskfleet.deploy.spec"}
+_ELSEWHERE = {
+    "ActiveMemoryManagerPolicy": "daskfleet.scheduler.active_memory",
+    "ReduceReplicas": "daskfleet.scheduler.active_memory",
+    "Cluster": "daskfleet.deploy.cluster",
+    "ProcessInterface": "daskfleet.deploy.spec",
+}
 
 
 def iscoroutinefunction(function: Any) -> bool:

@@ -20,6 +20,11 @@ DEFAULTS: dict[str, Any] = {
     "temporary-directory": None,  # where workers make their folders; the system's by default
     "distributed.logging": {},  # levels by the logger's name, for the commands
     "distributed.dashboard.link": "{protocol}://{host}:{port}/status",
+    "distributed.scheduler.active-memory-manager.start": True,
+    "distributed.scheduler.active-memory-manager.interval": 2.0,
+    "distributed.scheduler.active-memory-manager.policies": [
+        {"class": "distributed.active_memory_manager.ReduceReplicas"},
+    ],
     "distributed.scheduler.allowed-failures": 3,
     "distributed.scheduler.bandwidth": 100_000_000,  # bytes a second
     "distributed.scheduler.idle-timeout": None,

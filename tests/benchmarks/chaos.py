@@ -91,14 +91,7 @@ def shuffle(client: Client) -> bool:
 
 @contextlib.contextmanager
 def cluster() -> Iterator[tuple[LocalCluster, Client]]:
-    with (
-        # Workers are forked off their nannies, so what those have imported is there at once. Without it a worker
-        # that is killed every two seconds or so spends its life importing pandas.
-        LocalCluster(
-            WORKERS, threads_per_worker=1, dashboard_address=None, preload_nanny=["dask.dataframe"]
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with LocalCluster(WORKERS, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
         client.wait_for_workers(WORKERS, timeout=60)
         yield cluster, client
 

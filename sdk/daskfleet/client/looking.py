@@ -10,6 +10,7 @@ from typing import Any
 
 from daskfleet.client.collections import Collections, keys_of
 from daskfleet.client.dump import write_dump
+from daskfleet.client.memory import ActiveMemoryManagerProxy
 from daskfleet.client.options import worker_names
 from daskfleet.exceptions import DaskfleetError, VersionMismatch
 from daskfleet.versions import VersionMismatchWarning, mismatches, versions
@@ -71,6 +72,11 @@ class Looking(Collections):
     async def _pairs(self, method: str, *args: Any) -> dict[Any, Any]:
         return dict(await self._call(method, *args))
 
+    @property
+    def amm(self) -> ActiveMemoryManagerProxy:
+        """The active memory manager: ``client.amm.start()``, ``stop()``, ``run_once()``, ``running()``."""
+        return ActiveMemoryManagerProxy(self)
+
     # Moving --------------------------------------------------------------------------------------------------------
 
     def replicate(
@@ -81,6 +87,8 @@ class Looking(Collections):
         branching_factor: int = 2,
     ) -> Any:
         """Have several workers hold the same results, and wait until they do.
+
+        The copies stay: unlike distributed's, the active memory manager (`amm`) does not take them for surplus.
 
         Parameters
         ----------

@@ -105,6 +105,7 @@ class Scheduler(Peers):
         self._listener: Listener | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._finished = asyncio.Event()
+        self.on_start: list[Callable[[], Any]] = []
         self.on_restart: list[Callable[[], Any]] = []
         self.extensions: dict[str, Any] = {}
         self.plugins = SchedulerPlugins(self)
@@ -137,6 +138,8 @@ class Scheduler(Peers):
         await self.preloads.start()
         self.status = "running"
         self._spawn(self._tick())
+        for begin in self.on_start:
+            begin()
         return self
 
     def __await__(self) -> Generator[Any, None, Scheduler]:

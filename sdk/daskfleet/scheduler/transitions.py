@@ -50,6 +50,9 @@ class Transitions(Queues):
         self.adopting = False
         self._orphans: list[TaskState] = []
         self._awaited: dict[TaskState, None] = {}
+        #: Tasks whose data more than one worker holds, and how many copies somebody has asked for.
+        self.replicated: dict[TaskState, None] = {}
+        self.copies: dict[TaskState, int] = {}
         self.expected: dict[int, int] = {}  # ids whose data a client is putting on workers: in how many calls
         self._idle_functions: dict[Function, None] = {}
         self._idle_function_bytes = 0
@@ -162,7 +165,11 @@ class Transitions(Queues):
 
     def _add_copy(self, ts: TaskState, worker: WorkerState) -> None:
         if worker not in ts.holders:
-            ts.holders = ts.holders + worker.alone if ts.holders else worker.alone
+            if ts.holders:
+                ts.holders += worker.alone
+                self.replicated[ts] = None
+            else:
+                ts.holders = worker.alone
             worker.data[ts] = None
             worker.nbytes += ts.nbytes
 
@@ -171,6 +178,8 @@ class Transitions(Queues):
         worker.data.pop(ts, None)
         worker.nbytes -= ts.nbytes
         ts.holders = tuple([holder for holder in ts.holders if holder is not worker])
+        if len(ts.holders) == 1:
+            self.replicated.pop(ts, None)
         if not ts.holders and (ts.value is None or _pinned(ts)):
             self._lose(ts)
 
@@ -205,6 +214,8 @@ class Transitions(Queues):
             self._free(worker, ts.id)
             worker.data.pop(ts, None)
             worker.nbytes -= ts.nbytes
+        if len(ts.holders) > 1:
+            self.replicated.pop(ts, None)
         ts.holders = ()
         if ts.value is not None:
             self.inline_bytes -= nbytes(ts.value)
@@ -270,6 +281,8 @@ class Transitions(Queues):
     def _forget(self, ts: TaskState) -> None:
         self.counts[ts.state] -= 1
         ts.state = FORGOTTEN
+        if self.copies:
+            self.copies.pop(ts, None)
         del self.tasks[ts.id]
         del self.keys[ts.key]
         if ts.function is not None:

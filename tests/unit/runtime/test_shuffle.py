@@ -223,9 +223,7 @@ def test_columns_that_differ_between_partitions_are_refused(client: Client) -> N
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[LocalCluster]:
-    with LocalCluster(
-        3, threads_per_worker=1, dashboard_address=None, preload_nanny=["dask.dataframe", "dask.array"]
-    ) as cluster:
+    with LocalCluster(3, threads_per_worker=1, dashboard_address=None, preload_nanny=["dask.dataframe"]) as cluster:
         yield cluster
 
 

@@ -117,6 +117,7 @@ def check_scheduler(state: SchedulerState) -> None:
     assert state.inline_bytes == inline
     queued = Counter(ts.prefix for ts in tasks.values() if ts.state in (QUEUED, NO_WORKER))
     assert {prefix: prefix.queued for prefix in state.prefixes.values() if prefix.queued} == queued
+    assert state.replicated.keys() == {ts for ts in tasks.values() if len(ts.holders) > 1}
     assert len(state.unrunnable) == counts[NO_WORKER]
     assert all(tasks.get(ts.id) is ts and ts.state in ACTIVE for ts in state.suspects)
 
@@ -220,7 +221,7 @@ def check_empty(simulation: Simulation) -> None:
     state = simulation.state
     assert not state.tasks and not state.keys and not state.unrunnable and not state.suspects and not state.expected
     assert not any(state.counts.values())
-    assert state.inline_bytes == 0
+    assert state.inline_bytes == 0 and not state.replicated and not state.copies
     assert not any(function.users for function in state.functions.values())
     for client in state.clients.values():
         assert not client.futures and not client.graphs

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import invariants
+from daskfleet.scheduler.active_memory import ActiveMemoryManager, ActiveMemoryManagerPolicy, ReduceReplicas
 from daskfleet.scheduler.machine import SchedulerState
 from daskfleet.scheduler.state import CLOSING, PAUSED, RUNNING, ClientState, WorkerState
 from daskfleet.worker.machine import Inline, Task, WorkerMachine
@@ -588,6 +589,19 @@ class Simulation:
 
     # Ends ----------------------------------------------------------------------------------------------------------
 
+    def manage_memory(self) -> None:
+        """Copies that nobody needs are dropped, or others made."""
+
+        class Replicate(ActiveMemoryManagerPolicy):
+            def run(policy) -> Any:
+                for ts in list(self.state.tasks.values()):
+                    if self.rng.random() < 0.2:
+                        yield "replicate", ts, None
+
+        policy = ReduceReplicas() if self.rng.random() < 0.5 else Replicate()
+        ActiveMemoryManager(self.state, [policy]).run_once()
+        self.flush()
+
     def settle(self) -> None:
         """Nothing more happens from outside: what is on its way arrives, what can run runs."""
         for worker in list(self.workers.values()):
@@ -651,6 +665,7 @@ EVENTS = [
     (4, Simulation.worker_loses_connection),
     (4, Simulation.pause),
     (4, Simulation.rebalance),
+    (3, Simulation.manage_memory),
     (4, Simulation.secede),
     (3, Simulation.retire),
     (0.5, Simulation.scheduler_restarts),

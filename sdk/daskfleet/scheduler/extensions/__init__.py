@@ -21,6 +21,7 @@ from daskfleet.scheduler.extensions.flags import Flags
 from daskfleet.scheduler.extensions.forget import FireAndForget
 from daskfleet.scheduler.extensions.locks import MultiLocks, Semaphores
 from daskfleet.scheduler.extensions.looking import Looking
+from daskfleet.scheduler.extensions.memory_manager import MemoryManager
 from daskfleet.scheduler.extensions.metadata import Metadata
 from daskfleet.scheduler.extensions.relay import Relay
 from daskfleet.scheduler.extensions.restarting import Restarting
@@ -48,6 +49,7 @@ EXTENSIONS = (
     Relay,
     Data,
     Looking,
+    MemoryManager,
     Watching,
     Spans,
     Story,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from daskfleet.protocol.messages import Key
+from daskfleet.scheduler.active_memory import copy
 from daskfleet.scheduler.state import MEMORY, RUNNING, ClientState, TaskState, WorkerState
 
 if TYPE_CHECKING:
@@ -43,9 +44,11 @@ class Data:
                 asked = asked or short > 0 or bool(coming)
                 others = [worker for worker in targets if worker not in holders and worker not in coming]
                 for target in sorted(others, key=lambda worker: worker.nbytes)[: max(min(short, room), 0)]:
-                    self._copy(ts, target)
+                    copy(self._scheduler.state, ts, target)
             return asked
 
+        for ts in self._in_memory(keys):
+            self._scheduler.state.copies[ts] = len(self._targets(workers)) if n is None else n
         await self._until_done(missing)
 
     async def rebalance(self, client: ClientState, keys: Sequence[Key] | None, workers: Sequence[str]) -> None:
@@ -63,7 +66,7 @@ class Data:
                     self._scheduler.state._forget_copy(ts, source)
                 elif ts not in asked:
                     asked.add(ts)
-                    self._copy(ts, target)
+                    copy(self._scheduler.state, ts, target)
                     left = True
                 else:
                     left = left or ts.id in target.incoming
@@ -102,11 +105,6 @@ class Data:
                 raise TimeoutError(f"not all copies have arrived within {TIMEOUT:g} s")
             await self._scheduler._change(min(left, 1.0))
         self._scheduler._flush()
-
-    def _copy(self, ts: TaskState, target: WorkerState) -> None:
-        target.incoming.add(ts.id)
-        addresses = [holder.address for holder in ts.holders]
-        self._scheduler.state._tell(target, "fetch", (ts.id, ts.key, ts.nbytes, addresses))
 
     def _in_memory(self, keys: Sequence[Key]) -> list[TaskState]:
         known = self._scheduler.state.keys

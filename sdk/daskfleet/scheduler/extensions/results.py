@@ -83,6 +83,9 @@ class Results:
         targets.sort(key=lambda worker: worker.nbytes)
         ids = [(position, scheduler.state.expect_data(client, cid, key)) for position, (cid, key) in enumerate(rows)]
         parts = [ids if broadcast else ids[i :: len(targets)] for i in range(len(targets))]
+        if broadcast:
+            tasks = scheduler.state.tasks
+            scheduler.state.copies.update((tasks[id], len(targets)) for _, id in ids)
         number = next(self._numbers)
         self._coming[number] = client, [id for _, id in ids], {worker.address: worker for worker in targets}
         return number, [(worker.address, part) for worker, part in zip(targets, parts, strict=True) if part]
