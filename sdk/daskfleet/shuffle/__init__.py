@@ -17,6 +17,7 @@ still being read. Here they are pulled, by the tasks that need them, and that is
 * On one host the files of other workers are read directly: what is "sent" then is a page of the system's cache.
 
 The price is that nothing travels before the last input has been read, and that a file is read in as many places as it
-has pieces; in return every byte is written once and read once. What runs again is taken to give the same again, as
-everywhere in dask.
+has pieces; in return every byte is written once and read once. Small data goes the same way: N partitions into M take
+N + M + 1 tasks where dask's ``"tasks"`` take N x M more, and what is written gets no further than the system's cache.
+What runs again is taken to give the same again, as everywhere in dask.
 """

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 #: Bytes of pieces in an answer (or one piece that is larger), and answers that a worker has on their way at a time.
 PORTION, PORTIONS = 16 << 20, 4
-#: Seconds for an answer.
-PATIENCE = 300.0
+#: Seconds for an answer, and for the connection to take it before the next one is given anyway.
+PATIENCE, STUCK = 300.0, 30.0
 #: Times that a task is tried before it is given up for pieces that cannot be had.
 ATTEMPTS = 100
 #: Whether pieces of other workers are looked for in the file system first.
@@ -210,7 +210,8 @@ def read(cards: Sequence[Card], number: int) -> list[Buffer]:
 def _read_here(worker: Any, card: Card, number: int) -> Buffer | None:
     """The piece, empty if there is none of that number, or None if the file is not here."""
     own = worker.pieces.get(card.path)
-    if own is None and not (SAME_FILES and _host(card.address) == _host(worker.address)):
+    elsewhere = worker is not _here and not (SAME_FILES and _host(card.address) == _host(worker.address))
+    if own is None and elsewhere:
         return None
     try:
         descriptor = os.open(card.path, os.O_RDONLY)
@@ -319,7 +320,8 @@ class Shelf:
         return pieces
 
     async def _release(self, connection: Connection) -> None:
-        await connection.drain()
+        with contextlib.suppress(TimeoutError):  # others are not to wait for one that has been stopped
+            await asyncio.wait_for(connection.drain(), STUCK)
         self._portions.release()
 
     def _portion(self, paths: Sequence[str], number: int) -> list[Any]:

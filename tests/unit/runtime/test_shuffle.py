@@ -178,6 +178,13 @@ def test_rechunk_of_what_only_tasks_can(client: Client) -> None:
     assert objects.rechunk((7, 1), method="p2p").compute().ravel().tolist() == list(range(20))
 
 
+def test_dasks_own_schedulers(client: Client) -> None:
+    frame = table()
+    shuffled = dd.from_pandas(frame, npartitions=4).shuffle("key")
+    for scheduler in ("synchronous", "threads"):
+        assert_frame_equal(shuffled.compute(scheduler=scheduler).sort_index(), frame)
+
+
 def test_several_at_a_time_and_one_twice(client: Client) -> None:
     frame = table()
     parts = dd.from_pandas(frame, npartitions=8)
