@@ -229,15 +229,16 @@ def _host(address: str) -> str:
     return parse_address(address).host
 
 
-def _pread(descriptor: int, start: int, size: int) -> bytearray:
-    piece = bytearray(size)
-    view, at = memoryview(piece), 0
-    while at < size:
-        got = os.preadv(descriptor, [view[at:]], start + at)
-        if not got:
-            raise OSError(errno.EIO, "a file of pieces is shorter than it was")
-        at += got
-    return piece
+def _pread(descriptor: int, start: int, size: int) -> bytes:
+    piece = os.pread(descriptor, size, start)
+    if len(piece) == size:
+        return piece
+    parts = [piece]
+    while (left := size - sum(map(len, parts))) and (piece := os.pread(descriptor, left, start + size - left)):
+        parts.append(piece)
+    if left:
+        raise OSError(errno.EIO, "a file of pieces is shorter than it was")
+    return b"".join(parts)
 
 
 _indices: OrderedDict[str, Index] = OrderedDict()
@@ -254,7 +255,7 @@ def _index(path: str, descriptor: int) -> Index:
     end = os.fstat(descriptor).st_size - _LENGTH.size
     (count,) = _LENGTH.unpack(_pread(descriptor, end, _LENGTH.size))
     raw = _pread(descriptor, end - 8 * (2 * count + 1), 8 * (2 * count + 1))
-    index = Index(array.array("Q", bytes(raw[: 8 * count])), array.array("Q", bytes(raw[8 * count :])))
+    index = Index(array.array("Q", raw[: 8 * count]), array.array("Q", raw[8 * count :]))
     with _indices_lock:
         _indices[path] = index
         while len(_indices) > INDICES:

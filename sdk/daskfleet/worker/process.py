@@ -87,6 +87,8 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
         return HOPELESS
     await nanny.say({"address": worker.address, "name": worker.name})
     await worker.finished()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # it ends already
     return 0
 
 
