@@ -33,7 +33,7 @@ class Security:
     tls_min_version, tls_max_version
         ``1.2`` or ``1.3``; the minimum is 1.2 unless said otherwise.
     require_encryption
-        Refuse addresses other than ``tls://``.
+        Refuse ``tcp://`` addresses.
     """
 
     def __init__(
@@ -86,12 +86,17 @@ class Security:
         return {
             "ssl_context": self._context(role, ssl.Purpose.SERVER_AUTH),
             "token": self.token,
+            "require_encryption": self.require_encryption,
             **self.extra_conn_args,
         }
 
     def get_listen_args(self, role: str) -> dict[str, Any]:
         """Keyword arguments for a listener of `role`."""
-        return {"ssl_context": self._context(role, ssl.Purpose.CLIENT_AUTH), "token": self.token}
+        return {
+            "ssl_context": self._context(role, ssl.Purpose.CLIENT_AUTH),
+            "token": self.token,
+            "require_encryption": self.require_encryption,
+        }
 
     def _context(self, role: str, purpose: ssl.Purpose) -> ssl.SSLContext | None:
         if role not in ROLES:

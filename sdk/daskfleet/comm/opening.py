@@ -78,6 +78,7 @@ async def connect(
     patience: float | None = None,
     token: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
+    require_encryption: bool = False,
     server_hostname: str | None = None,
     setup: Callable[[Connection], None] | None = None,
     shortcut: bool = True,
@@ -93,6 +94,8 @@ async def connect(
     patience
         Seconds for the connection alone, for callers that try again: when its first packet is lost, as those to a
         Kubernetes Service are that has no rules yet, the kernel repeats it only after one second, and then after two.
+    require_encryption
+        Refuse ``tcp://`` addresses.
     server_hostname
         Name to ask for under TLS, for proxies that route by it; that of `address` by default.
     setup
@@ -106,8 +109,11 @@ async def connect(
         Nothing answers there; the message names the address and the reason.
     ProtocolError, AuthenticationError
         Something answers, but not a daskfleet peer with our token.
+    ValueError
+        Encryption is required and the address is without, or there are no certificates.
     """
     target = parse_address(address)
+    _check_encryption(require_encryption, target.scheme, address)
     if target.scheme == "tls" and ssl_context is None:
         raise ValueError(f"{address} needs TLS certificates: pass security=Security(tls_ca_file=..., ...)")
     connection: StreamConnection | None = None
@@ -133,11 +139,28 @@ async def connect(
         raise ProtocolError(f"{target}: {error}") from None
     except OSError as error:
         _abort(connection)
-        raise type(error)(error.errno, f"cannot connect to {target}: {error.strerror or error}") from None
+        text = f"cannot connect to {target}: {_reason(error, target)}"
+        raise type(error)(*([error.errno] if error.errno else []), text) from None
     except BaseException:
         _abort(connection)
         raise
     return connection
+
+
+def _check_encryption(required: bool, scheme: str, address: str) -> None:
+    if required and scheme == "tcp":
+        raise ValueError(f"{address}: encryption is required (require_encryption), so the address must be tls://…")
+
+
+def _reason(error: OSError, target: Address) -> str:
+    """What went wrong, and where it may be TLS on one side only, that."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{error.verify_message}: the tls_ca_file here does not vouch for the certificate there"
+    if target.scheme == "tls" and isinstance(error, (ConnectionResetError, ssl.SSLError)):
+        return f"no TLS handshake ({str(error) or 'it hung up'}): does it speak TLS? if not, its address is tcp://…"
+    if isinstance(error, CommClosedError):
+        return f"{error}; if it speaks TLS, its address is tls://…"
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
 
 
 async def _open(target: Address, shortcut: bool, ssl_context: Any, server_hostname: str | None) -> StreamConnection:
@@ -206,6 +229,7 @@ async def listen(
     scheme: str = "tcp",
     token: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
+    require_encryption: bool = False,
     shortcut: bool = True,
 ) -> Listener:
     """Listen on `host` (``""`` for every interface) at `port` (0 for any free one, a range for the first free one of
@@ -224,6 +248,7 @@ async def listen(
     OSError
         The port is taken or the address is not this machine's; the message says which and what to do.
     """
+    _check_encryption(require_encryption, scheme, f"{scheme}://{host}")
     if scheme == "tls" and ssl_context is None:
         raise ValueError("listening on tls:// needs certificates: pass security=Security(tls_ca_file=..., ...)")
     if scheme == "inproc":
