@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import until
+from asking import until
 
 
 async def test_get_workers(site, add_worker):

@@ -9,8 +9,8 @@ import re
 from typing import Any
 
 import pytest
+from asking import Site, until
 from browser import executable, open_page
-from conftest import Site, until
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 

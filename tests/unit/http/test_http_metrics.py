@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from conftest import Site, until
+from asking import Site, until
 from daskfleet.http.prometheus import Exposition
 from daskfleet.scheduler.http.metrics import PREFIXES
 

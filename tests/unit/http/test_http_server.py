@@ -7,7 +7,7 @@ import logging
 import socket
 
 import pytest
-from conftest import Site
+from asking import Site
 from daskfleet.http import server
 from daskfleet.http.server import parse_http_address
 from daskfleet.scheduler import http
