@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from daskfleet import Client
+from daskfleet.deploy import registry
 
 from tests.deployers.beds import mpi
 
@@ -83,19 +84,17 @@ def test_too_few_ranks(mpirun: mpi.Mpi, tmp_path: Path) -> None:
     assert done.returncode == 1 and "2 MPI ranks are too few, 3 are needed" in done.stderr
 
 
-def test_dask_mpi_until_a_client_ends_it(mpirun: mpi.Mpi, tmp_path: Path, eventually) -> None:
+def test_dask_mpi_until_a_client_ends_it(mpirun: mpi.Mpi, tmp_path: Path, eventually, free_port: int) -> None:
+    """With every option of its page, and listed as long as it runs."""
     file = tmp_path / "scheduler.json"
     options = [
         "--scheduler-file",
         str(file),
-        "--no-dashboard",
-        "--nthreads",
-        "2",
-        "--memory-limit",
-        "1GB",
-        "--name",
-        "r",
-    ]
+        "--no-dashboard", "--dashboard-address", ":0", "--nthreads", "2", "--memory-limit", "1GB", "--name", "r",
+        "--interface", "lo", "--protocol", "tcp", "--scheduler-port", str(free_port), "--scheduler-rank", "1",
+        "--local-directory", str(tmp_path / "local"), "--nanny", "--worker-class", "daskfleet.Nanny",
+        "--worker-options", "{}", "--exclusive-workers", "--scheduler",
+    ]  # fmt: skip
     command = mpirun.command(4, str(mpirun.folder / "bin" / "dask-mpi"), *options)
     job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -104,10 +103,15 @@ def test_dask_mpi_until_a_client_ends_it(mpirun: mpi.Mpi, tmp_path: Path, eventu
         with Client(scheduler_file=str(file)) as client:
             client.wait_for_workers(3, timeout=30)
             workers = client.scheduler_info()["workers"].values()
-            assert {(w["name"], w["nthreads"]) for w in workers} == {("r-1", 2), ("r-2", 2), ("r-3", 2)}
+            assert {(w["name"], w["nthreads"]) for w in workers} == {("r-0", 2), ("r-2", 2), ("r-3", 2)}
+            assert {w["host"] for w in workers} == {"127.0.0.1"} and client.scheduler_address.endswith(f":{free_port}")
+            assert all(w["local_directory"].startswith(str(tmp_path / "local")) for w in workers)
+            (entry,) = registry.entries()
+            assert entry.address == client.scheduler_address and entry.name.startswith("mpi-")
             assert client.submit(sum, [1, 2]).result() == 3
             client.shutdown()
         assert job.wait(30) == 0
+        assert registry.entries() == []
     finally:
         job.kill()
         job.wait()

@@ -179,8 +179,10 @@ def dask_ssh(bed: ssh.Bed, *arguments: str) -> subprocess.Popen[str]:
 
 def test_dask_ssh_with_brace_groups_and_logs(bed: ssh.Bed, tmp_path: Path, free_port: int, eventually) -> None:
     command = dask_ssh(
-        bed, "127.0.0.{2,3,4}", "--scheduler-port", str(free_port), "--nprocs", "2", "--nthreads", "1",
-        "--log-directory", str(tmp_path / "logs"), "--memory-limit", "1GB", "--local-directory", f"{tmp_path}/local",
+        bed, "127.0.0.{2,3,4}", "--scheduler", "127.0.0.2", "--scheduler-port", str(free_port), "--nprocs", "2",
+        "--nthreads", "1", "--ssh-username", "root", "--nohost", "--log-directory", str(tmp_path / "logs"),
+        "--memory-limit", "1GB", "--local-directory", f"{tmp_path}/local", "--remote-python", sys.executable,
+        "--worker-port", "20000:30000", "--nanny-port", "0", "--remote-dask-worker", "daskfleet.cli.worker",
     )  # fmt: skip
     try:
         assert command.stdout is not None
@@ -191,7 +193,8 @@ def test_dask_ssh_with_brace_groups_and_logs(bed: ssh.Bed, tmp_path: Path, free_
             cluster.wait_for_workers(6, timeout=60)
             workers = client.scheduler_info()["workers"].values()
             assert {w["memory_limit"] for w in workers} == {10**9} and {w["nthreads"] for w in workers} == {1}
-            assert {w["host"] for w in workers} == set(HOSTS)
+            assert {w["name"] for w in workers} == {f"{host}-{n}-{i}" for n, host in enumerate(HOSTS) for i in (0, 1)}
+            assert all(20000 <= int(w["address"].rpartition(":")[2]) <= 30000 for w in workers)
             assert all(w["local_directory"].startswith(str(tmp_path / "local")) for w in workers)
         command.send_signal(signal.SIGINT)
         command.communicate(timeout=30)

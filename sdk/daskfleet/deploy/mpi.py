@@ -5,27 +5,30 @@ token go to all ranks by one MPI broadcast; nothing else uses MPI, and nothing i
 in whatever way, it tells the scheduler to shut down, the scheduler tells the workers, and every rank leaves by itself:
 so ``mpirun`` ends with the exit status of the script. A rank that fails to start says so in the same broadcast, and all
 ranks fail together instead of waiting for one another.
+
+Each rank imports what its part needs, when it does: there are many of them, and they all start at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import dask
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from daskfleet import scheduler_file as files
 from daskfleet.deploy.process import load_class, takes
-from daskfleet.deploy.scheduler_link import RemoteLink
 from daskfleet.exceptions import DaskfleetError
-from daskfleet.scheduler.server import Scheduler
 from daskfleet.security import TOKEN_VARIABLE, Security
+
+if TYPE_CHECKING:
+    from daskfleet.scheduler.server import Scheduler
 
 T = TypeVar("T")
 
@@ -101,6 +104,18 @@ class Rank:
     scheduler_file: str | None = None
     address: str | None = None
 
+    def _list(self, scheduler: Scheduler | None) -> None:
+        """Have ``daskfleet list`` show the cluster, or no more."""
+        from daskfleet.deploy import registry
+        from daskfleet.deploy.spec import SpecCluster
+
+        name = f"mpi-{socket.gethostname()}-{os.getpid()}"
+        with contextlib.suppress(OSError, ValueError):  # nowhere to write
+            if scheduler is None:
+                registry.forget(name)
+            else:
+                registry.record(name, scheduler.identity(), self.security, SpecCluster, {})
+
     async def meet(self) -> Scheduler | None:
         """Have the scheduler up, and its address and token on every rank; the scheduler, on its own rank.
 
@@ -114,10 +129,13 @@ class Rank:
             return None
         scheduler, told = None, None
         if rank == root:
+            from daskfleet.scheduler.server import Scheduler
+
             try:
                 scheduler = await Scheduler(security=self.security, **self.scheduler_options)
                 if self.scheduler_file:
                     files.write(self.scheduler_file, scheduler.identity(), self.security)
+                self._list(scheduler)
                 told = ("", scheduler.address, self.security.token)
             except (OSError, ValueError) as error:
                 told = (f"the scheduler on rank {root} cannot start: {error}", "", None)
@@ -145,6 +163,7 @@ class Rank:
             if server is not scheduler:
                 await server.close()
         if scheduler is not None:
+            self._list(None)
             await scheduler.close("told to stop", close_workers=True)
 
 
@@ -272,6 +291,8 @@ async def _meet_and_serve(rank: Rank, stop: asyncio.Event | None = None) -> None
 
 
 def _become_client(rank: Rank) -> None:
+    import dask
+
     asyncio.run(rank.meet())
     assert rank.address is not None
     dask.config.set({"scheduler-address": rank.address})
@@ -281,6 +302,10 @@ def _become_client(rank: Rank) -> None:
 
 def send_close_signal() -> None:
     """End the cluster that `initialize` has made. It does so by itself at the end of the script."""
+    import dask
+
+    from daskfleet.deploy.scheduler_link import RemoteLink
+
     address = dask.config.get("scheduler-address", None)
     if address is None:
         return
@@ -350,6 +375,8 @@ def execute(
             await rank.serve(here)
             return None
         servers = asyncio.ensure_future(rank.serve(here)) if here is not None or not exclusive_workers else None
+        import dask
+
         assert rank.address is not None
         dask.config.set({"scheduler-address": rank.address})
         if rank.security.token:

@@ -35,11 +35,16 @@ def _proof(token: str, side: str, client_nonce: bytes, server_nonce: bytes) -> b
     return hmac.digest(token.encode(), material, hashlib.sha256)
 
 
-def _hello(messages: list[Message]) -> dict[str, Any]:
+def _hello(messages: list[Message], *answer: Any) -> dict[str, Any]:
+    """The peer's first message; `answer` is what a peer of another version should be told."""
     match messages:
         case [{"daskfleet": int(version), "nonce": bytes(nonce), **rest}] if len(nonce) == 32:
             if version != VERSION:
-                raise ProtocolError(f"the peer speaks version {version} of the protocol, this is version {VERSION}")
+                raise ProtocolError(
+                    f"the peer speaks version {version} of the protocol, this is version {VERSION}: install the same "
+                    "daskfleet on both sides",
+                    *answer,
+                )
             return {str(name): value for name, value in rest.items()} | {"nonce": nonce}
     raise ProtocolError("the peer does not speak daskfleet's protocol")
 
@@ -73,14 +78,14 @@ class Handshake:
         ProtocolError
             The peer is something else than daskfleet, or of another version.
         AuthenticationError
-            The tokens differ. Its `args[1]`, if any, is a message to send before closing.
+            The tokens differ. The `args[1]` of both errors, if any, is a message to send before closing.
         """
         self._step += 1
         return self._as_server(messages) if self.side == "server" else self._as_client(messages)
 
     def _as_server(self, messages: list[Message]) -> Any | None:
         if self._step == 1:
-            client_nonce = _hello(messages)["nonce"]
+            client_nonce = _hello(messages, {"daskfleet": VERSION, "nonce": self._nonce})["nonce"]
             reply = {"daskfleet": VERSION, "nonce": self._nonce, "token": self.token is not None, "proof": b""}
             if self.token is not None:
                 self._expected = _proof(self.token, "client", client_nonce, self._nonce)

@@ -57,11 +57,10 @@ MPI = """
 import json, sys
 options = json.loads(sys.argv[1])
 {imports}
-initialize(nthreads=1, dashboard=False, memory_limit=0)
-client = Client()
 client.wait_for_workers(options["n"])
 print("registered", flush=True)
 """
+START = "initialize(nthreads=1, dashboard=False, memory_limit=0)"
 PROGRAMS = {
     "ssh": (SSH, "from daskfleet import Client, SSHCluster", "from distributed import Client, SSHCluster"),
     "slurm": (
@@ -71,8 +70,8 @@ PROGRAMS = {
     ),
     "mpi": (
         MPI,
-        "from daskfleet import Client\nfrom daskfleet.deploy.mpi import initialize",
-        "from distributed import Client\nfrom dask_mpi import initialize",
+        f"from daskfleet.deploy.mpi import initialize\n{START}\nfrom daskfleet import Client\nclient = Client()",
+        f"from dask_mpi import initialize\n{START}\nfrom distributed import Client\nclient = Client()",
     ),
 }
 

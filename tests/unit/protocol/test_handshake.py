@@ -93,8 +93,9 @@ def test_a_server_whose_proof_is_none_is_refused(proof: Any) -> None:
 
 @pytest.mark.parametrize("side", ["client", "server"])
 def test_another_version_is_named(side: str) -> None:
-    with pytest.raises(ProtocolError, match=rf"version {VERSION + 1} .* version {VERSION}"):
+    with pytest.raises(ProtocolError, match=rf"version {VERSION + 1} .* version {VERSION}") as caught:
         Handshake(side, None).receive([{"daskfleet": VERSION + 1, "nonce": bytes(32)}])
+    assert [message["daskfleet"] for message in caught.value.args[1:]] == ([VERSION] if side == "server" else [])
 
 
 @pytest.mark.parametrize("side", ["client", "server"])

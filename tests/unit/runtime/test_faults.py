@@ -12,11 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 from dask._task_spec import Task, TaskRef
 from daskfleet import CancelledError, Client, LocalCluster, Scheduler, Worker, wait
+from daskfleet.protocol.frames import ProtocolError
 
 MEGABYTE = 1 << 20
 
@@ -225,6 +227,25 @@ def _spilled(client: Client) -> tuple[list[str], int]:
     ((lines),) = client.get_worker_logs().values()
     (stored,) = client.run(lambda dask_worker: dask_worker.stored.disk_bytes + dask_worker.stored.memory_bytes).values()
     return [line for _, line in lines], stored
+
+
+# Versions ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_and_a_client_of_another_version_are_told_and_the_others_go_on(
+    scheduler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, address = scheduler
+    with monkeypatch.context() as patch:
+        patch.setattr("daskfleet.protocol.handshake.VERSION", 2)
+        why = f"^{address}: the peer speaks version 1 of the protocol, this is version 2: install the same daskfleet"
+        with pytest.raises(ProtocolError, match=why):
+            await Worker(address)
+        with pytest.raises(ProtocolError, match=why):
+            await Client(address, asynchronous=True)
+    assert "speaks version 2 of the protocol, this is version 1" in process.says("dropped a connection")
+    async with Worker(address, nthreads=1), Client(address, asynchronous=True) as client:
+        assert await client.submit(increment, 1) == 2
 
 
 # Clocks ------------------------------------------------------------------------------------------------------------
