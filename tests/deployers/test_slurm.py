@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,13 +154,22 @@ def test_the_scheduler_is_a_job_that_outlives_the_session(bed, shared, eventuall
         with Client(cluster) as client:
             client.publish_dataset(answer=client.submit(sum, [20, 22]))
     assert {line.split()[1] for line in in_queue()} == {"dask-worker", "dask-worker-scheduler"}
-    with SLURMCluster.from_name("longlived", shutdown_on_close=True) as cluster, Client(cluster) as client:
+    daskfleet = [str(Path(sys.executable).with_name("daskfleet"))]
+    run = lambda *words: subprocess.run([*daskfleet, *words], capture_output=True, text=True, check=True).stdout  # noqa: E731
+    assert "longlived" in run("list") and "SLURMCluster" in run("list")
+    run("scale", "longlived", "2")
+    eventually(lambda: sum(line.split()[1] == "dask-worker" for line in in_queue()) == 2)
+    run("scale", "longlived", "1")
+    eventually(lambda: sum(line.split()[1] == "dask-worker" for line in in_queue()) == 1)
+    with SLURMCluster.from_name("longlived", shutdown_on_close=False) as cluster, Client(cluster) as client:
         assert client.get_dataset("answer").result() == 42
-        assert cluster.plan == {"longlived-0"}
+        assert len(cluster.plan) == 1
         cluster.scale(3)
         cluster.wait_for_workers(3, timeout=60)
         assert cluster.observed == {"longlived-0", "longlived-1", "longlived-2"}
+    run("delete", "longlived")
     eventually(lambda: not in_queue())
+    assert "longlived" not in run("list")
 
 
 def test_configuration(bed, shared) -> None:
