@@ -25,8 +25,8 @@ from daskfleet.security import TOKEN_VARIABLE, Security
 
 #: Seconds for a session: logging in, starting Python, the server being up.
 TIMEOUT = 60.0
-#: Log lines that are kept of each process.
-LOG_LINES = 10_000
+#: Characters of the log that are kept of each process: its last lines.
+LOG_LENGTH = 4 << 20
 #: Bytes after which a log line without an end is taken for one.
 LONGEST_LINE = 1 << 16
 #: The module at the other end.
@@ -106,7 +106,8 @@ class Session(ProcessInterface):
     ) -> None:
         super().__init__(scheduler, name)
         self.place = place
-        self._lines: collections.deque[str] = collections.deque(maxlen=LOG_LINES)
+        self._lines: collections.deque[str] = collections.deque()
+        self._length = 0
         self._on_line = on_line
         self._pipe: Pipe | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -184,6 +185,9 @@ class Session(ProcessInterface):
         for raw in lines:
             line = raw.decode(errors="replace")
             self._lines.append(line)
+            self._length += len(line) + 1
+            while self._length > LOG_LENGTH:
+                self._length -= len(self._lines.popleft()) + 1
             if self._on_line is not None:
                 self._on_line(line)
 

@@ -22,6 +22,8 @@ PREFIX = "daskfleet-worker-"
 #: File in each folder that its worker has locked; it holds the name of the host, as not every lock is seen by others.
 LOCK = ".lock"
 
+_cleaned: set[Path] = set()
+
 
 class Folder:
     """A new folder that nobody else can look into, below `parent` (the system's for temporary files by default)."""
@@ -40,7 +42,10 @@ class Folder:
         self.remove = weakref.finalize(self, _remove, self.path, self._lock, os.getpid())
 
     def clean_up_after_others(self) -> None:
-        """Remove the folders beside this one whose workers have died."""
+        """Remove the folders beside this one whose workers have died; once in the life of a process."""
+        if self.path.parent in _cleaned:
+            return
+        _cleaned.add(self.path.parent)
         for path in self.path.parent.glob(f"{PREFIX}*"):
             if path != self.path and _is_abandoned(path):
                 logger.info("removing %s, which a worker that was killed has left behind", path)

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 import psutil
 import pytest
 from daskfleet import Client, SubprocessCluster
+from daskfleet.deploy.session import LOG_LENGTH
 from daskfleet.exceptions import DaskfleetError
 
 
 def test_scheduler_and_workers_are_processes_that_end_with_it() -> None:
+    def print_much(megabytes: int) -> None:
+        for end in ("\n", ""):
+            for _ in range(megabytes):
+                sys.stdout.write("x" * (1 << 20) + end)
+
     cluster = SubprocessCluster(n_workers=1, threads_per_worker=2, dashboard_address=None)
     with cluster, Client(cluster) as client:
         assert client.submit(sum, [1, 2]).result(timeout=20) == 3
         assert client.run_on_scheduler(os.getppid) == os.getpid()
+        client.submit(print_much, 30).result(timeout=60)
+        assert client.submit(print, "the end").result(timeout=20) is None
+        log = cluster.get_logs()["0"]
+        assert "the end" in log and len(log) <= LOG_LENGTH, "however much tasks print, without an end of a line even"
         cluster.scale(2)
         client.wait_for_workers(2, timeout=30)
         assert set(client.nthreads().values()) == {2}

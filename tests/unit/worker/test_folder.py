@@ -47,6 +47,7 @@ def test_what_a_killed_worker_leaves_is_removed_and_nothing_else(tmp_path: Path,
     assert left == {living.path.name, ours.path.name, elsewhere.name, f"{PREFIX}by-hand"}
     monkeypatch.setattr(folders.fcntl, "flock", _no_locks)
     unlocked = Folder(str(tmp_path))
+    folders._cleaned.clear()
     unlocked.clean_up_after_others()
     assert living.path.exists() and unlocked.path.exists(), "without locks nothing is taken for abandoned"
 
