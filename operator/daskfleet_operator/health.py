@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 from aiohttp import web
 
+from daskfleet_operator import names
 from daskfleet_operator.kube.client import Api, ApiError
 from daskfleet_operator.kube.kinds import CUSTOM_KINDS
+from daskfleet_operator.kube.objects import Pod
 from daskfleet_operator.kube.watch import Watch
-from daskfleet_operator.metrics import Metrics, gauge
+from daskfleet_operator.metrics import Labels, Metrics, gauge, process_lines
 from daskfleet_operator.store import Store
 
 logger = logging.getLogger(__name__)
@@ -106,6 +109,18 @@ class Health:
         return behind
 
 
+def _state(pod: Pod) -> str:
+    if pod.deleting or pod.retire_since is not None:
+        return "leaving"
+    if pod.trouble is not None:
+        return "in trouble"
+    return "ready" if pod.ready else "starting"
+
+
+def _counted(label: str, values: Iterable[str]) -> dict[Labels, float]:
+    return {((label, value),): float(count) for value, count in Counter(values).items()}
+
+
 async def serve(
     listen: str, health: Health, metrics: Metrics, store: Store, leads: Callable[[], bool], queued: Callable[[], int]
 ) -> web.AppRunner:
@@ -120,13 +135,13 @@ async def serve(
 
     async def metricsz(request: web.Request) -> web.Response:
         lines = [*metrics.lines()]
-        phases: dict[tuple[tuple[str, str], ...], float] = {}
-        for phase in store.phases():
-            labels = (("phase", phase),)
-            phases[labels] = phases.get(labels, 0) + 1
+        phases = _counted("phase", store.phases())
+        states = _counted("state", (_state(pod) for pod in store.pods() if pod.component == names.WORKER))
         lines += gauge("daskfleet_operator_clusters", "DaskClusters by phase.", phases)
+        lines += gauge("daskfleet_operator_workers", "Worker pods by state.", states)
         lines += gauge("daskfleet_operator_queue_depth", "Clusters waiting for a pass.", {(): float(queued())})
         lines += gauge("daskfleet_operator_leader", "1 on the replica that works.", {(): float(leads())})
+        lines += process_lines()
         return web.Response(text="\n".join(lines) + "\n", content_type="text/plain")
 
     app = web.Application()

@@ -11,6 +11,7 @@ import yaml
 from operator_bed import MANIFESTS, Namespace, cluster_manifest
 
 CRDS = Path(__file__).parents[2] / "crds"
+UPSTREAM = sorted((MANIFESTS / "upstream").glob("*.yaml"))
 REFUSED = sorted((MANIFESTS / "refused").glob("*.yaml"))
 
 
@@ -32,9 +33,8 @@ def test_invalid_manifests_are_refused_with_a_sentence(lab: Namespace, manifest:
     assert said in done.stderr
 
 
-@pytest.mark.parametrize("name", ["cluster", "workergroup", "autoscaler", "job"])
-def test_manifests_for_dask_kubernetes_apply_unchanged_and_whole(lab: Namespace, name: str) -> None:
-    manifest = MANIFESTS / "upstream" / f"{name}.yaml"
+@pytest.mark.parametrize("manifest", UPSTREAM, ids=lambda path: path.stem)
+def test_manifests_for_dask_kubernetes_apply_unchanged_and_whole(lab: Namespace, manifest: Path) -> None:
     lab.apply(manifest)
     wanted = yaml.safe_load(manifest.read_text())
     kept = lab.get(wanted["kind"], wanted["metadata"]["name"])

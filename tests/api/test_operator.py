@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from operator_bed import MANIFESTS, Namespace, OperatorProcess, cluster_manifest, eventually, free_port, operator
+
+DASHBOARD = Path(__file__).parents[2] / "charts/daskfleet-operator/files/dashboard.json"
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,28 @@ def test_kubectl_scale_works_on_groups_and_clusters_both_ways(lab: Namespace, ru
 
 def scale_path(lab: Namespace) -> str:
     return f"/apis/kubernetes.dask.org/v1/namespaces/{lab.name}/daskworkergroups/scaled-default/scale"
+
+
+@pytest.mark.timeout(150)
+def test_a_horizontal_pod_autoscaler_drives_a_group(lab: Namespace, running: OperatorProcess) -> None:
+    """A real one. Here no metrics are served, so that it goes by its bounds; its target is read and set all the same,
+    and it looks for the metrics of just the group's workers."""
+    lab.apply(cluster_manifest("hpa", 1))
+    eventually(lambda: lab.workers("hpa-default"), "its worker")
+    target = {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskWorkerGroup", "name": "hpa-default"}
+    metric = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}
+    spec = {"scaleTargetRef": target, "metrics": [{"type": "Resource", "resource": metric}]}
+    head = {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "hpa"}}
+    lab.apply({**head, "spec": spec | {"minReplicas": 3, "maxReplicas": 5}})
+    eventually(lambda: len(lab.workers("hpa-default")) == 3, "as many as its minimum", seconds=60)
+    lab.apply({**head, "spec": spec | {"minReplicas": 1, "maxReplicas": 2}})
+    eventually(lambda: len(lab.workers("hpa-default")) == 2, "as many as its maximum", seconds=60)
+    able = eventually(lambda: lab.condition("hpa", "hpa", "AbleToScale"), "its condition")
+    assert able["status"] == "True", able
+    path = f"/apis/kubernetes.dask.org/v1/namespaces/{lab.name}/daskworkergroups/hpa-default/scale"
+    selector = json.loads(lab.kubectl("get", "--raw", path))["status"]["selector"]
+    selected = {pod["metadata"]["uid"] for pod in lab.items("pods", selector)}
+    assert selected >= {pod["metadata"]["uid"] for pod in lab.workers("hpa-default")}
 
 
 def test_deleted_objects_come_back(lab: Namespace, running: OperatorProcess) -> None:
@@ -377,11 +402,18 @@ def test_standby_takes_over_when_the_leader_dies(kubernetes_api: Any, namespace:
         lab.apply(cluster_manifest("ha", 1))
         eventually(lambda: len(lab.workers("ha-default")) == 1, "one worker")
         assert second.requests("POST", "pods") == 0
-        first.kill()
+        lab.kubectl("scale", "daskworkergroup", "ha-default", "--replicas=80")
+        lab.apply(cluster_manifest("ha-too", 20))
+        eventually(lambda: len(lab.workers("ha-default")) > 2, "some of the workers")
+        first.kill()  # in the middle of the others
         second.wait_for("leading")
-        lab.kubectl("scale", "daskworkergroup", "ha-default", "--replicas=3")
-        eventually(lambda: len(lab.workers("ha-default")) == 3, "three workers")
-        assert second.requests("POST", "pods") == 2
+        groups = {"ha-default": 80, "ha-too-default": 20}
+        for name, size in groups.items():
+            eventually(lambda n=name, s=size: len(lab.workers(n)) == s, f"{size} workers of {name}", seconds=60)
+            status = eventually(lambda n=name: lab.get("daskworkergroup", n).get("status"), "its status")
+            assert status["replicas"] <= size
+        # No pod too many was made: what the dead one had in flight is counted, too.
+        assert len(lab.items("pods", "dask.org/component=worker")) == sum(groups.values())
 
 
 def test_a_leader_that_ends_in_order_hands_over_at_once(kubernetes_api: Any, namespace: str) -> None:
@@ -471,6 +503,11 @@ def test_metrics_are_prometheus_text(lab: Namespace, running: OperatorProcess) -
     assert code == 200
     for name in ("reconcile_seconds_bucket", "queue_depth", "api_requests_total", "clusters{", "leader 1"):
         assert f"daskfleet_operator_{name}" in text
+    board = json.loads(DASHBOARD.read_text())
+    asked = {target["expr"] for panel in board["panels"] for target in panel.get("targets", ())}
+    wanted = {name for expression in asked for name in re.findall(r"(?:daskfleet_operator|process)_\w+", expression)}
+    served = set(re.findall(r"^(?:# TYPE )?(\w+)", text, re.MULTILINE))
+    assert len(wanted) > 8 and wanted <= served
 
 
 def test_the_operator_needs_few_requests_per_worker(kubernetes_api: Any, namespace: str) -> None:

@@ -95,7 +95,7 @@ class NodeConfig:
         fast = ["--leader-elect=false", "--kube-api-qps=500", "--kube-api-burst=1000"]
         controllers = self._component("kube-controller-manager", "--kubeconfig=controllers.kubeconfig", *fast)
         controllers += ["--service-account-private-key-file=pki/accounts.key", "--root-ca-file=pki/ca.crt"]
-        controllers += ["--use-service-account-credentials"]
+        controllers += ["--use-service-account-credentials", "--horizontal-pod-autoscaler-sync-period=1s"]
         kubelet = self._component("kubelet", "--kubeconfig=node.kubeconfig", "--config=kubelet.yaml")
         kubelet += [f"--hostname-override={self.name}", f"--node-ip={NODE_IP}", f"--root-dir={self.state / 'kubelet'}"]
         proxy = self._component("kube-proxy", "--kubeconfig=proxy.kubeconfig", "--proxy-mode=iptables")

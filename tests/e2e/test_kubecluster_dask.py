@@ -1,8 +1,4 @@
-"""Upstream's engine under the same resources: ``distributed`` itself in the pods, and its own client here.
-
-dask looks for ``distributed`` when it is imported, so it is installed beside this environment and not into it, and used
-by a Python of its own.
-"""
+"""Upstream's engine under the same resources: ``distributed`` itself in the pods, and its own client here."""
 
 import importlib.metadata
 import json
@@ -10,14 +6,12 @@ import os
 import subprocess
 import sys
 
-import kubeclusters as bed
 import pytest
+import upstream_bed as bed
 from daskfleet import KubeCluster
 
-from tests.cluster import images
-
 IMAGE = "daskfleet/test-distributed:1"
-REQUIREMENTS = [f"distributed=={importlib.metadata.version('dask')}", "zict", "tblib", "sortedcontainers"]
+REQUIREMENTS = [f"distributed=={importlib.metadata.version('dask')}", *bed.NEEDED]
 DASHBOARD = ["bokeh", "jinja2", "markupsafe", "contourpy", "pillow", "xyzservices", "narwhals"]
 
 
@@ -25,20 +19,8 @@ DASHBOARD = ["bokeh", "jinja2", "markupsafe", "contourpy", "pillow", "xyzservice
 def upstream(operator_in_cluster, tmp_path_factory):
     """Bring an image with `distributed` onto the cluster; return the folder that it is installed in here."""
     folder = tmp_path_factory.mktemp("upstream")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "download", "--no-deps", "--dest", folder / "wheels", *REQUIREMENTS], check=True)
-    wheels = sorted((folder / "wheels").glob("*.whl"))
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", folder / "lib", *wheels], check=True)
-    subprocess.run([*pip, "download", "--no-deps", "--dest", folder / "wheels", *DASHBOARD], check=True)
-    (folder / "Containerfile").write_text(
-        f"FROM {bed.DEFAULT_IMAGE}\nUSER root\nCOPY wheels /wheels\n"
-        # Both are called `dask scheduler`, and upstream's images have only one of them.
-        "RUN pip uninstall --quiet --yes daskfleet && pip install --quiet --no-deps --no-index /wheels/*.whl\n"
-        "USER 1000:1000\n"
-    )
-    build = images.build_command(operator_in_cluster.builder, ["-f", "Containerfile", "-t", IMAGE])
-    subprocess.run(build, cwd=folder, check=True, capture_output=True)
-    operator_in_cluster.load([IMAGE])
+    wheels = bed.provide_image(operator_in_cluster, folder, IMAGE, REQUIREMENTS)
+    subprocess.run([*bed.PIP, "install", "--no-deps", "--no-index", "--target", folder / "lib", *wheels], check=True)
     return folder / "lib"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ def cluster(name: str, workers: int, **spec: Any) -> Json:
     made["spec"]["worker"]["replicas"] = workers
     made["spec"]["scheduler"]["service"]["selector"]["dask.org/cluster-name"] = name
     made["spec"] |= spec
+    return made
+
+
+def group(name: str, cluster: str, workers: int) -> Json:
+    made: Json = yaml.safe_load((SAMPLES / "daskworkergroup.yaml").read_text())
+    made["metadata"]["name"] = name
+    made["spec"]["cluster"] = cluster
+    made["spec"]["worker"]["replicas"] = workers
     return made
 
 
@@ -84,12 +93,15 @@ def test_a_cluster_runs_scales_and_goes(lab: Namespace) -> None:
     eventually(lambda: lab.get("dsk", "run").get("status", {}).get("phase") == "Running", "phase Running", 60)
     names = eventually(lambda: len(found := registered(lab, "run")) == 2 and found, "two workers at the scheduler", 60)
     assert sorted(names) == sorted(pod["metadata"]["name"] for pod in lab.workers("run-default"))
+    lab.apply(group("run-other", "run", 1))
+    (other,) = eventually(lambda: lab.workers("run-other"), "a worker of another group")
     lab.kubectl("scale", "daskworkergroup", "run-default", "--replicas=4")
-    eventually(lambda: len(registered(lab, "run")) == 4, "four workers at the scheduler", 60)
+    eventually(lambda: len(registered(lab, "run")) == 5, "five workers at the scheduler", 60)
     lab.kubectl("scale", "daskworkergroup", "run-default", "--replicas=1")
-    eventually(lambda: len(registered(lab, "run")) == 1, "one worker at the scheduler", 60)
+    eventually(lambda: len(registered(lab, "run")) == 2, "two workers at the scheduler", 60)
     (left,) = eventually(lambda: len(found := lab.workers("run-default")) == 1 and found, "one pod")
-    assert registered(lab, "run") == [left["metadata"]["name"]]
+    # Who goes is chosen within the group alone.
+    assert sorted(registered(lab, "run")) == sorted([left["metadata"]["name"], other["metadata"]["name"]])
     status = lab.get("daskworkergroup", "run-default")["status"]
     assert (status["replicas"], status["readyReplicas"]) == (1, 1)
     assert lab.condition("dsk", "run", "Ready")["status"] == "True"
@@ -166,15 +178,54 @@ def test_an_edit_rolls_workers_and_scheduler_and_work_goes_on(lab: Namespace) ->
     assert "all 400 results" in lab.kubectl("logs", "work")
 
 
-def test_an_autoscaler_brings_workers_for_work_and_takes_them_away(lab: Namespace) -> None:
-    program = WORK.replace("WORKERS", "0").replace("TASKS", "600")
-    lab.apply(job("auto", program, 0, backoffLimit=0))
-    spec = {"cluster": "auto", "minimum": 0, "maximum": 4, "scaleDownDelaySeconds": 2, "cooldownSeconds": 0}
+# Two waves of work. The first has many short tasks and a long one, so that most workers are taken away while one still
+# works; after each all are. Every run of a task is told to the scheduler, which outlives the workers.
+WAVES = """
+import time
+from daskfleet import Client, get_worker
+def work(n, seconds):
+    get_worker().log_event("ran", n)
+    time.sleep(seconds)
+    return n
+with Client() as client:
+    for first, last, longest in (1, 80, 8), (101, 120, 0):
+        short = client.map(lambda n: work(n, 0.2), range(first, last), pure=False)
+        long = client.submit(work, last, longest, pure=False)
+        begun = time.monotonic()
+        while not client.scheduler_info()["workers"]:
+            time.sleep(0.05)
+        print(f"first worker after {time.monotonic() - begun:.1f} s", flush=True)
+        assert client.gather(short) == list(range(first, last)), "a task was lost"
+        assert long.result() == last
+        del short, long
+        print("done to", last, flush=True)
+        while client.scheduler_info()["workers"]:
+            time.sleep(0.1)
+    ran = sorted(n for _, n in client.get_events("ran"))
+    assert ran == [*range(1, 81), *range(101, 121)], ran
+    print("each ran once", flush=True)
+"""
+
+
+def test_an_autoscaler_brings_workers_for_work_and_takes_them_away_without_losing_or_repeating_any(
+    lab: Namespace,
+) -> None:
+    spec = {"cluster": "auto", "minimum": 0, "maximum": 4, "scaleDownDelaySeconds": 1, "cooldownSeconds": 0}
     head = {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskAutoscaler", "metadata": {"name": "auto"}}
     lab.apply({**head, "spec": {**spec, "scaleDownPercent": 100}})
-    eventually(lambda: len(lab.workers("auto-default")) >= 2, "more workers", 90)
+    lab.apply(job("auto", WAVES, 0, backoffLimit=0))
+    most, fewest_at_work = 0, 4
+    while "done to 80" not in runner_log(lab, "auto"):
+        now = len(lab.workers("auto-default"))
+        most = max(most, now)
+        fewest_at_work = now if now < most else fewest_at_work
+        assert lab.get("djb", "auto")["status"]["jobStatus"] != "Failed", runner_log(lab, "auto")
+        time.sleep(0.2)
+    assert most >= 3 and fewest_at_work < most  # some went while the long task ran
     eventually(lambda: lab.get("djb", "auto")["status"]["jobStatus"] in ("Successful", "Failed"), "the end", 90)
-    assert "all 600 results" in runner_log(lab, "auto")
+    log = runner_log(lab, "auto")
+    sys.stderr.write(log)  # how long the first worker took; `pytest -rA` shows it
+    assert "each ran once" in log
 
 
 def test_an_idle_cluster_is_ended_and_a_busy_one_is_not(lab: Namespace) -> None:

@@ -1,5 +1,6 @@
 """The operator's chart, as helm renders it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,15 @@ def test_a_network_policy_of_the_operators_pod() -> None:
     assert policy["ingress"] == [{"ports": [{"port": 8080, "protocol": "TCP"}]}]
     reached = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
     assert reached == {53, 8443, 8787}
+
+
+def test_a_dashboard_for_grafanas_sidecar() -> None:
+    assert not [kind for kind, name in render(OPERATOR) if name.endswith("-dashboard")]
+    values = {"metrics": {"operator": {"dashboard": {"enabled": True, "namespace": "monitoring"}}}}
+    found = render(OPERATOR, values)["ConfigMap", f"{NAME}-dashboard"]
+    assert found["metadata"]["namespace"] == "monitoring"
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    board = json.loads(found["data"]["daskfleet-operator.json"])
+    assert board == json.loads((OPERATOR / "files/dashboard.json").read_text())
+    assert all(target["expr"] and panel["title"] for panel in board["panels"] for target in panel["targets"])
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])

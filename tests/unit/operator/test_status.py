@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from daskfleet_operator.kube.objects import Deployment
@@ -11,6 +12,11 @@ from daskfleet_operator.plan import model, status
 from daskfleet_operator.plan.conditions import Reason, merged
 from daskfleet_operator.plan.plan import plan
 from operator_builders import NOW, Json, cluster, group, observed, pod, scheduler_pod
+
+
+def test_every_reason_is_documented() -> None:
+    text = (Path(__file__).parents[3] / "operator" / "README.md").read_text()
+    assert [reason for reason in Reason if f"`{reason}`" not in text] == []
 
 
 def conditions(write: model.StatusWrite) -> dict[str, Json]:

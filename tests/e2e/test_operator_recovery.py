@@ -1,0 +1,60 @@
+"""What a user keeps when a scheduler is lost, and when the operator runs outside of the pods' network."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from daskfleet import KubeCluster
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
+from operator_bed import Namespace, eventually, operator
+
+RESOURCES = {"requests": {"cpu": "50m", "memory": "128Mi"}}
+SCHEDULER = "dask.org/component=scheduler"
+slow = functools.partial(time.sleep, 0.2)  # functions that pods have, too
+square = functools.partial(pow, exp=2)
+
+
+def test_work_and_data_outlive_the_scheduler(operator_in_cluster: Any, namespace: str) -> None:
+    lab = Namespace(operator_in_cluster, namespace)
+    with (
+        KubeCluster(name="c", namespace=namespace, n_workers=2, resources=RESOURCES) as cluster,
+        cluster.get_client() as client,
+    ):
+        cluster.wait_for_workers(2, timeout=60)
+        workers = {pod["metadata"]["uid"] for pod in lab.workers("c-default")}
+        kept = client.scatter([[n] for n in range(10)])  # nothing could compute these again
+        squares = client.map(square, range(20))
+        client.gather(squares)
+        client.publish_dataset(squares=squares)
+        running = client.map(lambda n, wait: (wait(), n)[1], range(60), wait=slow, pure=False)
+        (pod,) = lab.items("pods", SCHEDULER)
+        lab.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
+        assert client.gather(running) == list(range(60))
+        assert client.gather(kept) == [[n] for n in range(10)]
+        assert client.gather(client.get_dataset("squares")) == [n * n for n in range(20)]
+        (other,) = lab.items("pods", SCHEDULER)
+        assert other["metadata"]["uid"] != pod["metadata"]["uid"]
+        assert {pod["metadata"]["uid"] for pod in lab.workers("c-default")} == workers  # they joined again
+        eventually(lambda: lab.condition("dsk", "c", "Ready")["status"] == "True", "a ready cluster")
+
+
+def test_an_operator_outside_of_the_pods_network_takes_workers_away_with_their_data_moved(
+    cluster_with_images: Any, namespace: str
+) -> None:
+    lab = Namespace(cluster_with_images, namespace)
+    with (
+        operator(cluster_with_images.kubeconfig, "--namespace", namespace) as process,
+        KubeCluster(name="c", namespace=namespace, n_workers=3, resources=RESOURCES) as cluster,
+        cluster.get_client() as client,
+    ):
+        cluster.wait_for_workers(3, timeout=60)
+        kept = client.scatter([[n] for n in range(12)])  # spread over all of them
+        lab.kubectl("scale", "daskworkergroup", "c-default", "--replicas=1")
+        eventually(lambda: len(client.scheduler_info()["workers"]) == 1, "one worker", 60)
+        assert client.gather(kept) == [[n] for n in range(12)]
+        assert "tried again" not in process.output() and "timed out" not in process.output()
