@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,16 @@ def test_defaults_and_short_names(lab: Namespace) -> None:
     assert kept["spec"]["worker"]["replicas"] == 1 and kept["spec"]["idleTimeout"] == 0
     header = lab.kubectl("get", "dsk").splitlines()[0].split()
     assert header == ["NAME", "WORKERS", "READY", "STATUS", "AGE"]
-    for short in ("daskworkers", "djb", "daskautoscaler", "daskjob"):
+    for short, kind, columns in (
+        ("daskworkers", "daskworkergroups", ["Workers", "Age"]),
+        ("djb", "daskjobs", ["Status", "Number Of Workers", "Age"]),
+        ("daskautoscaler", "daskautoscalers", ["Cluster", "Minimum", "Maximum", "Age"]),
+    ):
         lab.kubectl("get", short)
+        definition = json.loads(lab.kubectl("get", "crd", f"{kind}.kubernetes.dask.org", "-o", "json"))
+        shown = definition["spec"]["versions"][0]["additionalPrinterColumns"]
+        names = [column["name"] for column in shown if column.get("priority", 0) == 0]
+        assert [name for name in names if name in columns] == columns
 
 
 def test_a_group_stays_with_its_cluster(lab: Namespace) -> None:

@@ -54,6 +54,8 @@ def test_a_manifest_for_dask_kubernetes_becomes_what_its_users_rely_on(
         address = f"tcp://simple-scheduler.{lab.name}.svc.cluster.local:8786"
         assert environment(pod)["DASK_SCHEDULER_ADDRESS"] == address
         assert owner_names(pod) == ["DaskWorkerGroup/simple-default"]
+    for kind, name in (("dsk", "simple"), ("daskworkergroup", "simple-default"), ("service", "simple-scheduler")):
+        assert not lab.get(kind, name)["metadata"].get("finalizers")
     for kind in ("deployment", "service", "poddisruptionbudget"):
         assert owner_names(lab.get(kind, "simple-scheduler")) == ["DaskCluster/simple"]
     assert owner_names(lab.get("secret", "simple-token")) == ["DaskCluster/simple"]

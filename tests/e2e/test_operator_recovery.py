@@ -21,6 +21,7 @@ square = functools.partial(pow, exp=2)
 
 def test_work_and_data_outlive_the_scheduler(operator_in_cluster: Any, namespace: str) -> None:
     lab = Namespace(operator_in_cluster, namespace)
+    lab.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     with (
         KubeCluster(name="c", namespace=namespace, n_workers=2, resources=RESOURCES) as cluster,
         cluster.get_client() as client,

@@ -18,6 +18,16 @@ def test_pods_get_no_credentials_of_the_kubernetes_api():
     assert make_scheduler_spec("c")["spec"]["automountServiceAccountToken"] is False
 
 
+def test_pods_of_our_image_fit_the_restricted_standard_and_others_are_left_alone():
+    for made in (make_worker_spec(), make_scheduler_spec("c")):
+        (container,) = made["spec"]["containers"]
+        context = container["securityContext"]
+        assert context["runAsNonRoot"] and not context["allowPrivilegeEscalation"]
+        assert context["capabilities"] == {"drop": ["ALL"]} and context["seccompProfile"] == {"type": "RuntimeDefault"}
+    for other in (make_worker_spec("mine:1"), make_worker_spec(engine="dask")):
+        assert "securityContext" not in other["spec"]["containers"][0]
+
+
 @pytest.mark.parametrize("name", ["a", "dask", "my-cluster-1", "1a", "x" * 53])
 def test_names_that_kubernetes_takes(name):
     assert check_name(name) == name
