@@ -45,6 +45,8 @@ class Peers:
         self._handlers: dict[tuple[str, str], Callable[..., Awaitable[Any]]] = {}
         self._hearers: dict[tuple[str, str], Callable[[Any, Any], Any]] = {}
         self.on_client_gone: list[Callable[[ClientState], None]] = []
+        self.on_worker: list[Callable[[dict[str, Any]], None]] = []  # with what a worker that joins says of itself
+        self.greetings: list[Callable[[], list[Message]]] = []  # what every worker that joins is told
         self.own_clients: dict[ClientState, Callable[[Message], None]] = {}  # of extensions: no connection, a function
         self._changed: asyncio.Future[None] | None = None
         self.on_ended: list[Callable[[WorkerState, str, Sequence[Any]], None]] = []  # of those who watch tasks end
@@ -125,17 +127,23 @@ class Peers:
             nthreads=int(info["nthreads"]),
             memory_limit=int(info["memory_limit"]),
             resources=dict(info["resources"]),
-            info={key: value for key, value in info.items() if key != "held"},
+            info={key: value for key, value in info.items() if key not in ("held", "datasets")},
             last_seen=time.monotonic(),
         )
-        if info["held"] and info.get("scheduler") != self.id:
-            self._take_over()
+        if info.get("scheduler") not in (None, self.id):
+            if info["held"]:
+                self._take_over()
+            for learn in self.on_worker:
+                learn(info)
         self.state.explain(name, outside=info.get("predecessor") in ("killed", "reconnected"))
         ids = self.state.add_worker(worker, info["held"])
         # A message and not the call's answer, because it must be read before the messages that follow it.
         connection.send(("joined", self.id, ids))
         if plugins := self.plugins.for_new_worker():
             connection.send(("plugins", plugins))
+        for greeting in self.greetings:
+            for message in greeting():
+                connection.send(message)
         self._adopt(connection, worker, self._on_worker, self._on_worker_gone)
         logger.info("worker %s registered, %s, %d threads", name, address, worker.nthreads)
         self.notify("add_worker", scheduler=self, worker=address)

@@ -120,6 +120,7 @@ class Worker:
         self.predecessor = ""  # how the worker before us ended: "killed", if not by itself; "reconnected": it was we
         self._joined = asyncio.Event()
         self.machine = WorkerMachine(self.nthreads, self.resources)
+        self._datasets: dict[Any, tuple[Any, ...]] = {}  # published: kept for a scheduler that comes after this one
         self.local_directory = local_directory
         self.dashboard_address = dashboard_address
         self._dashboard_prefix, self._sni = dashboard_prefix, scheduler_sni
@@ -279,7 +280,12 @@ class Worker:
         await connection.call(
             "register",
             "worker",
-            self._identity() | {"held": self.machine.offer(), "scheduler": self.scheduler_id or None},
+            self._identity()
+            | {
+                "held": self.machine.offer(),
+                "scheduler": self.scheduler_id or None,
+                "datasets": list(self._datasets.values()),
+            },
             timeout=30,
         )
         self._scheduler = connection
@@ -364,6 +370,12 @@ class Worker:
                     self.scheduler_id = scheduler_id
                     self._joined.set()
                     machine.joined(ids)
+                case ("datasets", rows, unpublished):
+                    if unpublished is None:  # these are all
+                        self._datasets.clear()
+                    for name in unpublished or ():
+                        self._datasets.pop(name, None)
+                    self._datasets.update({row[0]: row for row in rows})
                 case ("close", reason):
                     self._spawn(self.close(reason))
                 case _:
@@ -453,8 +465,9 @@ class Worker:
         self.loop.call_soon_threadsafe(self._send_event, topic, message)
 
     def _send_event(self, topic: str | list[str], message: bytes) -> None:
-        if self._scheduler is not None:
-            self._scheduler.send(("log_event", (topic, message)))
+        # Not sent directly: the first tasks of a worker may run before it has learnt that it is registered.
+        self.machine.outbox.append(("log_event", (topic, message)))
+        self._advance()
 
     def secede(self, task: Task, *, thread: bool) -> None:
         """Run others in place of `task`, which goes on; called from the task (`daskfleet.worker.context`)."""

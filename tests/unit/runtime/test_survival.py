@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 
 import pytest
-from daskfleet import Client, Scheduler, Worker
+from daskfleet import Client, Scheduler, Worker, get_worker
 from daskfleet.client import link
 
 
@@ -103,6 +103,52 @@ async def test_a_restarted_scheduler_gets_back_workers_data_and_clients():
             assert set(new.state.workers) == {worker.address for worker in workers}
         finally:
             await new.close()
+
+
+async def test_published_data_outlives_the_scheduler_and_who_published_it(monkeypatch):
+    monkeypatch.setattr("daskfleet.scheduler.peers.TAKE_OVER", 0.5)
+    async with cluster() as (scheduler, _, client):
+        kept = client.map(big, range(4))
+        await client.gather(kept)
+        await client.publish_dataset(kept=kept, gone=kept[:1], small=client.submit(sum, [1, 2]))
+        await client.unpublish_dataset("gone")
+        async with Worker(scheduler.address, nthreads=1, name="late") as late:
+            await client.close()
+            new = await restarted(scheduler)
+            try:
+                await until(lambda: len(new.state.workers) == 3 and not new.state.adopting)
+                async with Client(new.address, asynchronous=True, set_as_default=False) as other:
+                    assert set(await other.list_datasets()) == {"kept", "small"}
+                    found = await other.get_dataset("kept")
+                    assert [value[-1] for value in await other.gather(found)] == [0, 1, 2, 3]
+                    assert await (await other.get_dataset("small")) == 3
+                    assert set(late._datasets) == {"kept", "small"}
+            finally:
+                await new.close()
+
+
+async def test_a_dataset_is_waited_for_while_its_workers_come_over():
+    async with cluster(n_workers=1) as (scheduler, _, client):
+        await client.publish_dataset(kept=client.submit(big, 7))
+        new = await restarted(scheduler)
+        try:
+            assert (await client.gather(await client.get_dataset("kept")))[-1] == 7
+        finally:
+            await new.close()
+
+
+async def test_what_the_first_task_of_a_worker_logs_is_not_lost():
+    async with cluster(n_workers=0) as (scheduler, _, client):
+
+        def log(n):
+            get_worker().log_event("ran", n)
+            return n
+
+        for n in range(10):
+            future = client.submit(log, n, pure=False)
+            async with Worker(scheduler.address, nthreads=1, name=f"w{n}"):
+                assert await future == n
+        assert [n for _, n in await client.get_events("ran")] == list(range(10))
 
 
 async def test_work_that_was_running_is_done_after_the_restart():

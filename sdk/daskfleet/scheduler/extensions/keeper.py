@@ -37,6 +37,10 @@ class Keeper:
         for key in keys:
             if key not in self._scheduler.state.keys:
                 raise KeyError(f"no task or data is known by the key {key!r}")
+        self.expect(keys)
+
+    def expect(self, keys: Iterable[Key]) -> None:
+        """Want these, which may be known a moment later: of a scheduler that was here before."""
         for key in keys:
             count, number = self._held.get(key) or (0, next(self._numbers))
             self._held[key] = (count + 1, number)
