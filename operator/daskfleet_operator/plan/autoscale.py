@@ -1,11 +1,12 @@
 """DaskAutoscaler: the size of one worker group by what the scheduler wants.
 
-Up at once, down with thought. The scheduler is asked every second for its target, which is for the whole cluster: what
-other groups have is taken off. A target above the group's size is followed immediately, clamped to ``maximum``: pods on
-their way count as size, so a second answer while they start adds nothing. Down goes only to the highest target of the
-last ``scaleDownDelaySeconds`` (a lull between two waves of tasks costs no workers), by at most ``scaleDownPercent`` of
-the size a step, and not before ``cooldownSeconds`` after the step before. Which workers go is the scheduler's choice
-within that group (`plan.replicas`). A group may shrink to nothing and comes back, as the target needs no worker.
+Up at once, down with thought. The scheduler is asked twice a second for its target, which is for the whole cluster:
+what other groups have is taken off. A target above the group's size is followed immediately, clamped to ``maximum``:
+pods on their way count as size, so a second answer while they start adds nothing. Down goes only to the highest
+target of the last ``scaleDownDelaySeconds`` (a lull between two waves of tasks costs no workers), by at most
+``scaleDownPercent`` of the size a step, and not before ``cooldownSeconds`` after the step before. Which workers go is
+the scheduler's choice within that group (`plan.replicas`). A group may shrink to nothing and comes back, as the
+target needs no worker.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from daskfleet_operator.plan.conditions import Reason, condition, merged
 from daskfleet_operator.plan.groups import replicas_of
 from daskfleet_operator.plan.model import Action, AskTarget, Observed, Patch, StatusWrite, Target
 
-PERIOD = 1.0
+PERIOD = 0.5  # of the three seconds in which work should bring workers, a pod takes two
 DELAY = 15
 PERCENT = 25
 COOLDOWN = 15
