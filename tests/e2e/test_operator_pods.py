@@ -137,7 +137,7 @@ def test_a_job_that_fails_is_tried_again_and_then_failed(lab: Namespace) -> None
 
 
 def test_no_task_is_lost_when_workers_are_taken_away_under_load(lab: Namespace) -> None:
-    program = WORK.replace("WORKERS", "4").replace("TASKS", "400")
+    program = WORK.replace("WORKERS", "4").replace("TASKS", "240")
     lab.apply(job("shrink", program, 4, backoffLimit=0))
     eventually(lambda: "begun" in runner_log(lab, "shrink"), "the work to begin", 90)
     lab.kubectl("scale", "daskworkergroup", "shrink-default", "--replicas=1")
@@ -145,11 +145,11 @@ def test_no_task_is_lost_when_workers_are_taken_away_under_load(lab: Namespace) 
     eventually(
         lambda: lab.get("djb", "shrink")["status"]["jobStatus"] in ("Successful", "Failed"), "the end of the work", 90
     )
-    assert "all 400 results" in runner_log(lab, "shrink")
+    assert "all 240 results" in runner_log(lab, "shrink")
 
 
 def test_an_edit_rolls_workers_and_scheduler_and_work_goes_on(lab: Namespace) -> None:
-    program = WORK.replace("WORKERS", "2").replace("TASKS", "400")
+    program = WORK.replace("WORKERS", "2").replace("TASKS", "300")
     manifest = cluster("roll", 2)
     lab.apply(manifest)
     eventually(lambda: len(registered(lab, "roll")) == 2, "two workers", 60)
@@ -175,7 +175,7 @@ def test_an_edit_rolls_workers_and_scheduler_and_work_goes_on(lab: Namespace) ->
         90,
     )
     eventually(lambda: lab.get("pod", "work")["status"]["phase"] in ("Succeeded", "Failed"), "the end of the work", 90)
-    assert "all 400 results" in lab.kubectl("logs", "work")
+    assert "all 300 results" in lab.kubectl("logs", "work")
 
 
 # Two waves of work. The first has many short tasks and a long one, so that most workers are taken away while one still
@@ -229,12 +229,12 @@ def test_an_autoscaler_brings_workers_for_work_and_takes_them_away_without_losin
 
 
 def test_an_idle_cluster_is_ended_and_a_busy_one_is_not(lab: Namespace) -> None:
-    lab.apply(cluster("idle", 1, idleTimeout=3))
-    eventually(lambda: lab.workers("idle-default"), "its worker")
-    eventually(lambda: not lab.get("dsk", "idle"), "the idle cluster to go", 60)
-    program = WORK.replace("WORKERS", "1").replace("TASKS", "120").replace("0.05", "0.1")  # twelve seconds of work
+    program = WORK.replace("WORKERS", "1").replace("TASKS", "80").replace("0.05", "0.1")  # eight seconds of work
     busy = job("busy", program, 1, backoffLimit=0)
     busy["spec"]["cluster"]["spec"]["idleTimeout"] = 3
     lab.apply(busy)
+    lab.apply(cluster("idle", 1, idleTimeout=3))
+    eventually(lambda: lab.workers("idle-default"), "its worker")
+    eventually(lambda: not lab.get("dsk", "idle"), "the idle cluster to go", 60)
     eventually(lambda: lab.get("djb", "busy").get("status", {}).get("jobStatus") == "Successful", "success", 90)
-    assert "all 120 results" in runner_log(lab, "busy")
+    assert "all 80 results" in runner_log(lab, "busy")
