@@ -44,7 +44,7 @@ with KubeCluster(custom_cluster_spec=spec, **options) as cluster, distributed.Cl
     workers(client, 1)
     assert client.gather(kept) == [n * n for n in range(30)]
     print("scaled", flush=True)
-    cluster.add_worker_group("more", n_workers=1, resources={{"requests": {{"cpu": "50m"}}}})
+    cluster.add_worker_group("more", n_workers=1, image={image!r}, resources={{"requests": {{"cpu": "50m"}}}})
     workers(client, 2)
     cluster.delete_worker_group("more")
     workers(client, 1)
