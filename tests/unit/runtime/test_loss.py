@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 
 import numpy as np
@@ -36,6 +37,23 @@ def test_results_of_a_killed_worker_are_computed_again(three) -> None:
     kill(client, victim)
     assert client.submit(lambda xs: [int(x[0]) for x in xs], arrays).result(timeout=60) == list(range(30))
     assert [int(x[0]) for x in client.gather(arrays)] == list(range(30))
+
+
+def test_a_worker_born_again_is_forked_with_what_the_dead_one_had_imported(three) -> None:
+    _, client = three
+
+    def has_numpy() -> bool:
+        return "numpy" in sys.modules
+
+    assert not any(client.run(has_numpy).values())
+    victim, name = next((address, info["name"]) for address, info in client.scheduler_info()["workers"].items())
+    client.submit(make, 1, workers=[victim], pure=False).result(timeout=60)
+    kill(client, victim)
+    deadline = time.monotonic() + 60
+    while not (new := [a for a, w in client.scheduler_info()["workers"].items() if w["name"] == name and a != victim]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert client.run(has_numpy, workers=new) == {new[0]: True}
 
 
 def test_a_task_that_was_running_on_a_killed_worker_runs_again(three) -> None:
