@@ -157,17 +157,17 @@ class _Piece(NamedTuple):
 
 
 @lru_cache(64)
-def _layout(pickled: bytes) -> Layout:
+def _layout(pickled: bytes) -> tuple[Layout, list[int]]:
     layout: Layout = pickle.loads(pickled)
-    return layout
+    return layout, layout.numbers()
 
 
 def _parse(piece: Buffer) -> _Piece:
     view = memoryview(piece)
     head, rows, arrow_size, pickle_size = _HEAD.unpack_from(view)
-    layout = _layout(bytes(view[len(view) - head :]))
+    layout, order = _layout(bytes(view[len(view) - head :]))
     at, numbers = _HEAD.size, {}
-    for i in layout.numbers():
+    for i in order:
         numbers[i] = np.frombuffer(view, layout.dtypes[i], rows, at)
         at += rows * layout.dtypes[i].itemsize
     arrow: dict[int, Any] = {}
