@@ -82,14 +82,13 @@ class ActiveMemoryManager:
 
     def _replicate(self, ts: TaskState, among: Collection[WorkerState] | None) -> WorkerState | None:
         """Copy to the worker that holds least."""
-        pinned = ts.options is not None and ts.options.pinned
         able = [
             worker
             for worker in self.state.workers.values()
             if worker.status == RUNNING and worker not in ts.holders and ts.id not in worker.incoming
             if among is None or worker in among
         ]
-        if ts.state != MEMORY or pinned or not ts.holders or not able:
+        if ts.state != MEMORY or ts.pinned or not ts.holders or not able:
             return None
         target = min(able, key=lambda worker: worker.nbytes)
         copy(self.state, ts, target)

@@ -88,7 +88,7 @@ class SchedulerState(Clients):
             ts = self.keys.get(key)
             if ts is None and self.adopting:
                 ids.append(self._add_orphan(key, size, worker).id)
-            elif ts is None or ts.state == ERRED or (ts.options is not None and ts.options.pinned):
+            elif ts is None or ts.state == ERRED or ts.pinned:
                 ids.append(-1)
             elif ts.state == MEMORY:
                 self._add_copy(ts, worker)

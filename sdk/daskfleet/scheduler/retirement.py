@@ -46,9 +46,7 @@ def unique_data(leaving: Iterable[WorkerState]) -> list[TaskState]:
     return [
         ts
         for ts in {ts: None for worker in leaving for ts in worker.data}
-        if ts.value is None
-        and not (ts.options is not None and ts.options.pinned)
-        and all(holder.status == CLOSING for holder in ts.holders)
+        if ts.value is None and not ts.pinned and all(holder.status == CLOSING for holder in ts.holders)
     ]
 
 

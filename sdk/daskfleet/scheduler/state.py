@@ -180,6 +180,16 @@ class TaskState:
     def __repr__(self) -> str:
         return f"<Task {self.key!r} {self.state}>"
 
+    @property
+    def pinned(self) -> bool:
+        """See `Options`."""
+        return self.options is not None and self.options.pinned
+
+    @property
+    def borrows(self) -> bool:
+        """See `Options`."""
+        return self.options is not None and self.options.borrows
+
 
 @dataclass(slots=True, eq=False)
 class WorkerState:

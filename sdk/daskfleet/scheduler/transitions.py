@@ -180,7 +180,7 @@ class Transitions(Queues):
         ts.holders = tuple([holder for holder in ts.holders if holder is not worker])
         if len(ts.holders) == 1:
             self.replicated.pop(ts, None)
-        if not ts.holders and (ts.value is None or _pinned(ts)):
+        if not ts.holders and (ts.value is None or ts.pinned):
             self._lose(ts)
 
     def _lose(self, ts: TaskState) -> None:
@@ -192,11 +192,11 @@ class Transitions(Queues):
         for dependent in ts.dependents or ():
             if dependent.state == WAITING:
                 dependent.waiting_on += 1
-            elif dependent.state in (QUEUED, NO_WORKER) or (dependent.state == PROCESSING and _borrows(dependent)):
+            elif dependent.state in (QUEUED, NO_WORKER) or (dependent.state == PROCESSING and dependent.borrows):
                 self._withdraw(dependent)
                 self._enter(dependent, WAITING)
                 dependent.waiting_on = sum(dep.state != MEMORY for dep in dependent.dependencies)
-            elif dependent.state == MEMORY and _borrows(dependent):
+            elif dependent.state == MEMORY and dependent.borrows:
                 void.append(dependent)
         for dependent in void:
             if dependent.state == MEMORY:
@@ -204,7 +204,7 @@ class Transitions(Queues):
         needed = ts.waiters or ts.wants
         if needed:
             self._need(ts)
-        if _borrows(ts):
+        if ts.borrows:
             self._stop_waiting(ts)
         if not needed:
             self._discard(ts)
@@ -330,11 +330,3 @@ class Transitions(Queues):
                 if oldest.id in worker.functions:
                     worker.functions.discard(oldest.id)
                     self._tell(worker, "forget", oldest.id)
-
-
-def _pinned(ts: TaskState) -> bool:
-    return ts.options is not None and ts.options.pinned
-
-
-def _borrows(ts: TaskState) -> bool:
-    return ts.options is not None and ts.options.borrows

@@ -90,7 +90,7 @@ class Data:
                     break
                 target = min(sizes, key=sizes.__getitem__)
                 better = max(sizes[source] - ts.nbytes, sizes[target] + ts.nbytes) < sizes[source]
-                if better and ts.holders == (source,) and (chosen is None or ts.key in chosen):
+                if better and not ts.pinned and ts.holders == (source,) and (chosen is None or ts.key in chosen):
                     sizes[source] -= ts.nbytes
                     sizes[target] += ts.nbytes
                     moves.append((ts, source, target))
