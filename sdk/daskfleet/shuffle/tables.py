@@ -25,7 +25,9 @@ def shuffle_layer(expression: Any) -> dict[Any, Task]:
     ignore_index = bool(expression.ignore_index) and _is_plain(frame._meta.index)
     token = tokenize(expression._name)
     graph, done = _splits(
-        f"shuffle-split-{token}", frame, partial(split_by_column, column=column, ignore_index=ignore_index)
+        f"shuffle-split-{token}",
+        frame,
+        partial(split_by_column, column=column, npartitions=expression.npartitions_out, ignore_index=ignore_index),
     )
     graph[f"shuffle-barrier-{token}"] = Barrier(f"shuffle-barrier-{token}", barrier, expression._meta, *done)
     for i, number in enumerate(expression._partitions):
@@ -73,9 +75,11 @@ def _is_plain(index: Any) -> bool:
 # What the tasks run -------------------------------------------------------------------------------------------------
 
 
-def split_by_column(frame: Any, *, column: Any, ignore_index: bool) -> Pieces:
-    """Each row goes where `column` says, which itself does not travel."""
-    return pieces.write(frames.split(frame.drop(columns=column), frame[column], ignore_index))
+def split_by_column(frame: Any, *, column: Any, npartitions: int, ignore_index: bool) -> Pieces:
+    """Each row goes where `column` says, which itself does not travel; what is outside of the user's divisions goes
+    where dask's ``"tasks"`` put it."""
+    numbers = np.mod(frame[column].to_numpy(), npartitions)
+    return pieces.write(frames.split(frame.drop(columns=column), numbers, ignore_index))
 
 
 def split_by_hash(frame: Any, *, on: Any, by_index: bool, npartitions: int, ignore_index: bool) -> Pieces:

@@ -126,6 +126,17 @@ def test_set_index_and_sort_values(near_and_far: Client) -> None:
     )
 
 
+def test_divisions_that_do_not_cover_the_data(client: Client) -> None:
+    def parts(method: str) -> Any:
+        parts = dd.from_pandas(table(1000), npartitions=5)
+        return client.gather(
+            client.compute(parts.set_index("value", divisions=[100, 300, 700], shuffle_method=method).to_delayed())
+        )
+
+    for found, expected in zip(parts("p2p"), parts("tasks"), strict=True):
+        assert_frame_equal(found, expected)
+
+
 @pytest.mark.parametrize("how", ["inner", "left", "right", "outer", "leftsemi"])
 def test_merge(client: Client, how: str) -> None:
     left, right = table(800), table(300, seed=1)[["key", "value"]].astype({"key": "f8"})
