@@ -28,3 +28,9 @@ def test_nothing_built_is_tracked() -> None:
         assert not {"__pycache__", "dist", "build", ".venv"} & set(path.relative_to(ROOT).parts), path
         assert path.stat().st_size < 300_000, path
         assert path.open("rb").read(4) != b"\x7fELF", path
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    # pytest imports them by their names alone.
+    tests = [path.name for path in tracked() if path.name.startswith("test_") and path.suffix == ".py"]
+    assert len(tests) == len(set(tests)), sorted({name for name in tests if tests.count(name) > 1})
