@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.server
 import json
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from daskfleet import Client, Nanny, Scheduler, Security, Worker
+from daskfleet import Client, Nanny, Scheduler, Security, Worker, scheduler_file
 
 from tests.deployers.beds.tools import environment
 
@@ -289,6 +290,20 @@ def test_as_subcommands_of_dask(start: Start, free_port: int) -> None:
             process.terminate()
             process.wait(30)
     assert "expected {" in error_of(start("spec", "--spec", "{"))
+
+
+async def test_a_client_waits_for_its_scheduler_file_as_long_as_for_a_scheduler(tmp_path: Path) -> None:
+    file = str(tmp_path / "scheduler.json")
+    with pytest.raises(FileNotFoundError, match=f"no scheduler file {file}: start the scheduler with"):
+        await Client(scheduler_file=file, asynchronous=True, timeout=0.2)
+    client = Client(scheduler_file=file, asynchronous=True, timeout=30)
+    waiting = asyncio.ensure_future(client.start())
+    await asyncio.sleep(0.2)
+    async with Scheduler(port=0, dashboard_address=None) as scheduler:
+        scheduler_file.write(file, scheduler.identity(), Security())
+        await waiting
+        assert client.status == "running"
+        await client.close()
 
 
 async def test_servers_in_ones_own_program() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import uuid
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -82,10 +83,8 @@ class Core(Link):
 
     def _find(self, address: Any, scheduler_file: str | None) -> Any:
         if address is None and scheduler_file is not None:
-            info = files.read(scheduler_file)
             self._scheduler_file = scheduler_file
-            self.security = info.secured(self.security)
-            return info.address
+            return None
         return address if address is not None else dask.config.get("scheduler-address", None)
 
     @property
@@ -109,6 +108,8 @@ class Core(Link):
         if self.status != "connecting":
             return
         target = self._address
+        if self._scheduler_file is not None:
+            target = await self._read_file(self._scheduler_file)
         if target is None:
             from daskfleet.deploy.local import LocalCluster
 
@@ -143,6 +144,15 @@ class Core(Link):
             current.become_default(cast("Client", self))
         self._checking = self.loop.create_task(self._check_versions())
         self._wake()
+
+    async def _read_file(self, path: str) -> str:
+        """The address in a scheduler file, which the scheduler may still have to write."""
+        deadline = self.loop.time() + self._timeout
+        while not os.path.exists(path) and self.loop.time() < deadline:  # noqa: ASYNC110 - it is another process's
+            await asyncio.sleep(0.05)
+        info = files.read(path)
+        self.security = info.secured(self.security)
+        return info.address
 
     async def _check_versions(self) -> None:
         """Warn, in the background, of versions that do not fit (`daskfleet.client.looking`)."""

@@ -25,7 +25,7 @@ import math
 import uuid
 import weakref
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from daskfleet import loop as loops
 from daskfleet import system
@@ -133,13 +133,17 @@ class SpecCluster(Cluster):
     def from_name(cls, name: str, **options: Any) -> Self:
         """The cluster of this name, made by this user in this or another process.
 
-        `options` replace some of those with which it was made. It is not ended when this object closes.
+        `options` replace some of those with which it was made. It is not ended when this object closes. Where processes
+        end with the program that has started them (`reattaches` is false), only that program can start and end any;
+        here is a plain `SpecCluster` to connect to and look into it.
 
         Raises
         ------
         ValueError
             There is none; the message says which there are.
         """
+        if cls is not SpecCluster and not cls.reattaches:
+            return cast(Self, SpecCluster.from_name(name, **options))
         entry = registry.find(name)
         mine = f"{cls.__module__}:{cls.__qualname__}"
         given = entry.options if entry.manager == mine else {}
@@ -353,6 +357,9 @@ class SpecCluster(Cluster):
     def new_worker_spec(self) -> dict[Any, dict[str, Any]]:
         """``{name: spec}`` of one more process."""
         if self.new_spec is None:
+            if self._entry is not None:
+                where = f"process {self._entry.pid} on {self._entry.host}"
+                raise ValueError(f"cluster {self.name!r} can be scaled only by the program that made it, {where}")
             raise ValueError(f"{type(self).__name__} was made without worker=…, so it cannot be scaled up")
         name = self._new_worker_name(next(self._names))
         while name in self.worker_spec or name in self.workers:

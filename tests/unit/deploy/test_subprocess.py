@@ -27,6 +27,10 @@ def test_scheduler_and_workers_are_processes_that_end_with_it() -> None:
         assert client.submit(print, "the end").result(timeout=20) is None
         log = cluster.get_logs()["0"]
         assert "the end" in log and len(log) <= LOG_LENGTH, "however much tasks print, without an end of a line even"
+        with SubprocessCluster.from_name(cluster.name) as same, Client(same, set_as_default=False) as other:
+            assert other.submit(sum, [2, 3]).result(timeout=20) == 5 and same.observed == {"0"}
+            with pytest.raises(ValueError, match=rf"only by the program that made it, process {os.getpid()} on "):
+                same.scale(2)
         cluster.scale(2)
         client.wait_for_workers(2, timeout=30)
         assert set(client.nthreads().values()) == {2}

@@ -143,6 +143,34 @@ def test_a_result_of_more_than_two_gigabytes_arrives_whole(client: Client) -> No
     assert still_works(client)
 
 
+def of_a_module_that_is_only_there(name: str) -> type:
+    """A class of a module that the client cannot import."""
+    import types
+
+    module = types.ModuleType("only_there")
+    exec("class Trouble(Exception):\n    pass\n\n\nclass Value:\n    pass\n", module.__dict__)
+    sys.modules["only_there"] = module
+    found: type = getattr(module, name)
+    return found
+
+
+def test_results_and_exceptions_that_cannot_be_read_here_name_what_is_missing(client: Client) -> None:
+    make = of_a_module_that_is_only_there
+
+    def fail(make: Callable[[str], type]) -> None:
+        raise make("Trouble")("from afar")
+
+    with pytest.raises(
+        Exception, match=r"task 'fail-\w+' failed with an exception that cannot be read here: No module"
+    ):
+        client.submit(fail, make).result(timeout=60)
+    future = client.submit(lambda make: make("Value")(), make)
+    for read in (future.result, lambda: client.gather([future])):
+        with pytest.raises(ModuleNotFoundError, match="No module named 'only_there'"):
+            read()
+    assert still_works(client)
+
+
 # Clients -----------------------------------------------------------------------------------------------------------
 
 SUBMITTING = """
