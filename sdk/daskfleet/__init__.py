@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from daskfleet.comm.rpc import rpc as rpc
     from daskfleet.compat import as_distributed as as_distributed
     from daskfleet.deploy.adaptive import Adaptive as Adaptive
-    from daskfleet.deploy.cluster import Status as Status
     from daskfleet.deploy.discovery import adapt_cluster as adapt_cluster
     from daskfleet.deploy.discovery import create_cluster as create_cluster
     from daskfleet.deploy.discovery import delete_cluster as delete_cluster
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
     from daskfleet.deploy.local import LocalCluster as LocalCluster
     from daskfleet.deploy.spec import SpecCluster as SpecCluster
     from daskfleet.deploy.ssh import SSHCluster as SSHCluster
+    from daskfleet.deploy.status import Status as Status
     from daskfleet.deploy.subprocess import SubprocessCluster as SubprocessCluster
     from daskfleet.exceptions import CancelledError as CancelledError
     from daskfleet.exceptions import KilledWorker as KilledWorker
@@ -115,7 +115,7 @@ _WHERE = {
     "Security": "security",
     "Semaphore": "client.locks",
     "SpecCluster": "deploy.spec",
-    "Status": "deploy.cluster",
+    "Status": "deploy.status",
     "TimeoutError": "exceptions",
     "UploadDirectory": "plugins",
     "UploadFile": "plugins",

@@ -205,7 +205,7 @@ def test_dask_ssh_with_brace_groups_and_logs(bed: ssh.Bed, tmp_path: Path, free_
     eventually(lambda: not remains(bed))
     logs = {path.name: path.read_text() for path in (tmp_path / "logs").iterdir()}
     assert len(logs) == 4
-    assert f"tcp://127.0.0.2:{free_port}" in logs[f"dask_scheduler_127.0.0.2_{free_port}.log"]
+    assert f":{free_port}" in logs[f"dask_scheduler_127.0.0.2_{free_port}.log"]
     assert "registered with the scheduler" in logs["dask_worker_127.0.0.3_1.log"]
 
 

@@ -22,7 +22,6 @@ import logging
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Generator
-from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlencode
@@ -31,6 +30,7 @@ import dask  # noqa: F401  not in a constructor: an ImportError it keeps would k
 
 from daskfleet import config
 from daskfleet import loop as loops
+from daskfleet.deploy.status import Status
 
 if TYPE_CHECKING:
     from daskfleet.client.client import Client
@@ -42,17 +42,6 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _open: weakref.WeakSet[Cluster] = weakref.WeakSet()
-
-
-class Status(StrEnum):
-    """Where a cluster is in its life."""
-
-    created = "created"
-    starting = "starting"
-    running = "running"
-    closing = "closing"
-    closed = "closed"
-    failed = "failed"
 
 
 class Log(str):

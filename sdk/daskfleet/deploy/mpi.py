@@ -1,10 +1,10 @@
 """A cluster inside an MPI job: every rank runs the same script, and `initialize` or `execute` gives each its part.
 
 By default rank 0 is the scheduler, rank 1 runs the script, and the others are workers. The scheduler's address and the
-token go to all ranks by one MPI broadcast; nothing else uses MPI, and nothing is written anywhere. When rank 1 is done,
-in whatever way, it tells the scheduler to shut down, the scheduler tells the workers, and every rank leaves by itself:
-so ``mpirun`` ends with the exit status of the script. A rank that fails to start says so in the same broadcast, and all
-ranks fail together instead of waiting for one another.
+token go to all ranks, by one MPI message each; nothing else uses MPI, and nothing is written anywhere. When rank 1 is
+done, in whatever way, it tells the scheduler to shut down, the scheduler tells the workers, and every rank leaves by
+itself: so ``mpirun`` ends with the exit status of the script. A rank that fails to start says so in the same message,
+and all ranks fail together instead of waiting for one another.
 
 Each rank imports what its part needs, when it does: there are many of them, and they all start at once.
 """
@@ -18,6 +18,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,6 +35,8 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+#: Of our one message.
+TAG = 8786
 #: Seconds after which a worker gives up on a scheduler that is gone: the other ranks are, too.
 DEATH_TIMEOUT = 30.0
 
@@ -139,7 +142,7 @@ class Rank:
                 told = ("", scheduler.address, self.security.token)
             except (OSError, ValueError) as error:
                 told = (f"the scheduler on rank {root} cannot start: {error}", "", None)
-        problem, self.address, self.security.token = self.comm.bcast(told, root=root)
+        problem, self.address, self.security.token = _told_to_all(self.comm, told, root)
         if problem:
             raise DaskfleetError(problem)
         return scheduler
@@ -165,6 +168,18 @@ class Rank:
         if scheduler is not None:
             self._list(None)
             await scheduler.close("told to stop", close_workers=True)
+
+
+def _told_to_all(comm: Any, told: Any, root: int) -> Any:
+    """What `root` says, on every rank. Who waits for a broadcast spins, and takes the processors from `root`."""
+    if comm.Get_rank() == root:
+        for rank in range(comm.Get_size()):
+            if rank != root:
+                comm.send(told, dest=rank, tag=TAG)
+        return told
+    while not comm.iprobe(source=root, tag=TAG):
+        time.sleep(0.01)
+    return comm.recv(source=root, tag=TAG)
 
 
 def make(

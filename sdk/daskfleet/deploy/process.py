@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Generator
 from typing import Any, Self
 
-from daskfleet.deploy.cluster import Status
+from daskfleet.deploy.status import Status
 
 
 class ProcessInterface:

@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from daskfleet import system
-from daskfleet.deploy.cluster import Status
 from daskfleet.deploy.process import ProcessInterface, load_class, takes
+from daskfleet.deploy.status import Status
 
 logger = logging.getLogger("daskfleet.remote")
 

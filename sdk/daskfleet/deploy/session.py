@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from daskfleet.deploy.cluster import Status
 from daskfleet.deploy.process import ProcessInterface
 from daskfleet.deploy.remote import order
 from daskfleet.deploy.scheduler_link import RemoteLink
+from daskfleet.deploy.status import Status
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.security import TOKEN_VARIABLE, Security
 

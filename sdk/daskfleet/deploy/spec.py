@@ -31,9 +31,10 @@ from daskfleet import loop as loops
 from daskfleet import system
 from daskfleet.deploy import registry
 from daskfleet.deploy.adaptive import Adaptive
-from daskfleet.deploy.cluster import Cluster, Log, Logs, Status
+from daskfleet.deploy.cluster import Cluster, Log, Logs
 from daskfleet.deploy.process import ProcessInterface, failure_of, load_class, takes
 from daskfleet.deploy.scheduler_link import LocalLink, RemoteLink, SchedulerLink
+from daskfleet.deploy.status import Status
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.scheduler.server import Scheduler
 from daskfleet.security import Security

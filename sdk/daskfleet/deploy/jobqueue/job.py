@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from daskfleet import scheduler_file
-from daskfleet.deploy.cluster import Status
 from daskfleet.deploy.jobqueue.queue import Queue
 from daskfleet.deploy.jobqueue.system import JobStatus, State
 from daskfleet.deploy.process import ProcessInterface
+from daskfleet.deploy.status import Status
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.security import Security
 

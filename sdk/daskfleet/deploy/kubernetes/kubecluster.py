@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Self
 
-from daskfleet.deploy.cluster import Cluster, Log, Logs, Status
+from daskfleet.deploy.cluster import Cluster, Log, Logs
 from daskfleet.deploy.kubernetes import adoption, fixed, lifecycle
 from daskfleet.deploy.kubernetes import spec as specs
 from daskfleet.deploy.kubernetes.api import Api, configured_context, load_library
@@ -29,6 +29,7 @@ from daskfleet.deploy.kubernetes.errors import (
 from daskfleet.deploy.kubernetes.link import Link
 from daskfleet.deploy.kubernetes.progress import Progress
 from daskfleet.deploy.kubernetes.spec import Env, Spec
+from daskfleet.deploy.status import Status
 
 logger = logging.getLogger(__name__)
 
