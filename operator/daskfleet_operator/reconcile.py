@@ -26,7 +26,7 @@ from daskfleet_operator.certificates import Certificates
 from daskfleet_operator.events import Events
 from daskfleet_operator.kube.client import JSON_PATCH, MERGE, STRATEGIC, Api, ApiError
 from daskfleet_operator.kube.kinds import CUSTOM_KINDS, JOB, POD, SECRET, Json, Kind
-from daskfleet_operator.kube.objects import Pod, controller
+from daskfleet_operator.kube.objects import Pod, controller, of_a_predecessor
 from daskfleet_operator.metrics import Metrics
 from daskfleet_operator.plan import groups, model
 from daskfleet_operator.plan.plan import plan, statuses
@@ -38,6 +38,7 @@ from daskfleet_operator.store import PARSERS, Store
 logger = logging.getLogger(__name__)
 
 ROUNDS = 6
+SOON = 0.2  # seconds until Kubernetes has deleted what belonged to a resource that is gone
 COUNTS_EVERY = 0.25  # seconds
 CREATES = 32  # pods being created at once, over all clusters
 Memory = model.Memory
@@ -185,7 +186,10 @@ class Reconciler:
 
     async def _exists(self, key: model.Key, action: model.Create) -> bool:
         """Something by that name is there: ours, not yet seen by a watch, or somebody else's."""
-        found = await self._api.get(action.kind, key.namespace, action.name)
+        found = await self._api.find(action.kind, key.namespace, action.name)
+        if found is None or of_a_predecessor(found, action.body):
+            self._wake_in(key, SOON)
+            return False
         ours = controller(action.body)
         if ours is None or ours == controller(found) or "deletionTimestamp" in found["metadata"]:
             self._store.changed(action.kind, found)
@@ -274,10 +278,9 @@ class Reconciler:
         except ApiError as error:
             if error.reason != "AlreadyExists":
                 return self._refused(key, f"Secret/{action.name}", error, self._generation(key, action.body))
-            found = await self._api.get(SECRET, key.namespace, action.name)
-            owner = controller(found)
-            if owner is not None and owner != controller(action.body):
-                self._wake_in(key, 0.2)  # an earlier cluster's, which Kubernetes is about to delete
+            found = await self._api.find(SECRET, key.namespace, action.name)
+            if found is None or of_a_predecessor(found, action.body):
+                self._wake_in(key, SOON)
                 return False
             known = base64.b64decode((found.get("data") or {}).get(names.TOKEN_KEY, "")).decode()
         self._schedulers.set_token(key, known)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -26,6 +27,7 @@ from daskfleet_operator.store import Store
 from operator_bed import cluster_manifest
 
 LABEL = "dask.org/cluster-name="
+CHANCE = random.Random(7)
 STRIDES = (1, 2, 3)  # writes that each operator lives to make
 
 
@@ -34,21 +36,30 @@ class Crash(BaseException):
 
 
 class MortalApi(Api):
-    """Dies when so many of its writes have been carried out."""
+    """Dies when so many of its writes have been carried out, one at a time: none is under way beside the last one."""
 
     def __init__(self, connection: Connection, writes: float) -> None:
         super().__init__(connection)
         self.written = 0
         self._writes = writes
+        self._turn = asyncio.Lock()
 
     async def request(self, method: str, path: str, **options: Any) -> Json:
+        if method == "GET" or "dryRun" in (options.get("params") or {}):
+            self._live()
+            return await super().request(method, path, **options)
+        for _ in range(CHANCE.randrange(4)):  # who among those that start together comes first
+            await asyncio.sleep(0)
+        async with self._turn:
+            self._live()
+            answer = await super().request(method, path, **options)
+            self.written += 1
+            self._live()
+            return answer
+
+    def _live(self) -> None:
         if self.written >= self._writes:
             raise Crash
-        answer = await super().request(method, path, **options)
-        self.written += method != "GET" and "dryRun" not in (options.get("params") or {})
-        if self.written >= self._writes:
-            raise Crash
-        return answer
 
 
 class Process:
@@ -57,16 +68,20 @@ class Process:
     def __init__(self, api: MortalApi, schedulers: Schedulers, key: Key) -> None:
         self.api, self.key = api, key
         self.now = 1_800_000_000.0
+        self.woken = False
         self.store = Store(lambda key: None, "cluster.local")
         self.reconciler = Reconciler(
             api,
             self.store,
             schedulers,
             Metrics(),
-            wake=lambda key: None,
-            wake_in=lambda key, seconds: None,
+            wake=self._wake,
+            wake_in=self._wake,
             now=lambda: self.now,
         )
+
+    def _wake(self, key: Key, seconds: float = 0) -> None:
+        self.woken = True
 
     async def settle(self) -> None:
         """Work until passes find nothing to write, though time passes."""
@@ -74,9 +89,9 @@ class Process:
         while quiet < 2:
             for kind, items in (await listed(self.api, self.key)).items():
                 self.store.replaced(kind, self.key.namespace, items)
-            before = self.api.written
+            before, self.woken = self.api.written, False
             await self.reconciler.pass_over(self.key)
-            quiet = quiet + 1 if self.api.written == before else 0
+            quiet = quiet + 1 if self.api.written == before and not self.woken else 0
             self.now += 5
 
 

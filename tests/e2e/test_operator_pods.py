@@ -188,9 +188,9 @@ def work(n, seconds):
     time.sleep(seconds)
     return n
 with Client() as client:
-    for first, last, longest in (1, 80, 8), (101, 120, 0):
-        short = client.map(lambda n: work(n, 0.2), range(first, last), pure=False)
+    for first, last, longest in (1, 80, 9), (101, 120, 0):
         long = client.submit(work, last, longest, pure=False)
+        short = client.map(lambda n: work(n, 0.2), range(first, last), pure=False)
         begun = time.monotonic()
         while not client.scheduler_info()["workers"]:
             time.sleep(0.05)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,18 @@ def resources(name: str) -> list[tuple[str, str]]:
     return [("dsk", name), *group]
 
 
+def seconds_until_said(lab: Namespace, kind: str, resource: str) -> float:
+    """From the making of the resource, as the API server's whole seconds tell; `pytest -rA` shows it."""
+    told, made = (
+        datetime.fromisoformat(text)
+        for text in (
+            lab.condition(kind, resource, "ReplicaFailure")["lastTransitionTime"],
+            lab.get(kind, resource)["metadata"]["creationTimestamp"],
+        )
+    )
+    return (told - made).total_seconds()
+
+
 @pytest.mark.parametrize("name", TROUBLES)
 def test_a_trouble_is_said(lab: Namespace, name: str) -> None:
     trouble = TROUBLES[name]
@@ -130,6 +143,7 @@ def test_a_trouble_is_said(lab: Namespace, name: str) -> None:
     for kind, resource in resources(name):
         eventually(lambda k=kind, r=resource: said(k, r), f"the condition of {kind} {resource}")
         assert lab.condition(kind, resource, "Ready")["status"] == "False"
+        sys.stderr.write(f"{kind} {resource}: said within {seconds_until_said(lab, kind, resource):.0f} s\n")
         eventually(lambda r=resource: trouble.reason in lab.events(r), f"the event of {kind} {resource}")
     for item in trouble.missing or (manifest(name, None),):
         lab.apply(item)

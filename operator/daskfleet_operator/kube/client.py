@@ -156,6 +156,15 @@ class Api:
     async def get(self, kind: Kind, namespace: str, name: str) -> Json:
         return await self.request("GET", kind.path(namespace, name), kind=kind.plural)
 
+    async def find(self, kind: Kind, namespace: str, name: str) -> Json | None:
+        """The object, or None if there is none."""
+        try:
+            return await self.get(kind, namespace, name)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
     async def patch(
         self,
         kind: Kind,

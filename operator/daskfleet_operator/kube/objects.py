@@ -204,6 +204,17 @@ def _retire_since(condition: Json, annotations: dict[str, str]) -> float | None:
     return parse_time(annotations.get(names.RETIRING_SINCE))
 
 
+def of_a_predecessor(found: Json, wanted: Json) -> bool:
+    """Whether `found` belongs to an earlier owner of the same kind and name: it is about to be deleted with that."""
+
+    def owners(raw: Json) -> dict[tuple[str, str], str]:
+        references = raw["metadata"].get("ownerReferences") or ()
+        return {(item["kind"], item["name"]): item["uid"] for item in references if item.get("controller")}
+
+    ours = owners(wanted)
+    return any(ours.get(who, uid) != uid for who, uid in owners(found).items())
+
+
 def _http_port(raw: Json) -> int:
     """Where a scheduler's pod answers HTTP: what its Service's port is named after, else Dask's default."""
     for container in raw["spec"]["containers"]:

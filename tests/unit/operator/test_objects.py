@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 from daskfleet_operator import names
-from daskfleet_operator.kube.objects import PROVEN_AFTER, Deployment, Pod, Service, held_up_by, parse_time
+from daskfleet_operator.kube.objects import (
+    PROVEN_AFTER,
+    Deployment,
+    Pod,
+    Service,
+    held_up_by,
+    of_a_predecessor,
+    parse_time,
+)
 from operator_builders import Json
 
 UNSCHEDULABLE = {
@@ -169,3 +177,14 @@ def test_deployments_say_why_their_pod_is_refused() -> None:
     failure = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}
     raw: Json = {"metadata": {"name": "d"}, "spec": {"template": {"spec": {}}}, "status": {"conditions": [failure]}}
     assert Deployment.parse(raw).refusal == "exceeded quota"
+
+
+def test_what_an_earlier_resource_of_that_name_has_left() -> None:
+    def owned(kind: str, name: str, uid: str) -> Json:
+        return {"metadata": {"ownerReferences": [{"kind": kind, "name": name, "uid": uid, "controller": True}]}}
+
+    wanted = owned("DaskCluster", "c", "new")
+    assert of_a_predecessor(owned("DaskCluster", "c", "old"), wanted)
+    assert not of_a_predecessor(owned("DaskCluster", "c", "new"), wanted)
+    assert not of_a_predecessor(owned("StatefulSet", "c", "old"), wanted)
+    assert not of_a_predecessor({"metadata": {}}, wanted)
