@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed-$(shell sha256sum pyproject.toml | cut -c1-16)
 export KUBECONFIG_CONTEXT DASKFLEET_IMAGES
 
 .DEFAULT_GOAL := help
-.PHONY: chaos help venv demo test test-unit test-api test-e2e test-deployers lint kubernetes images down bench bench-kubernetes bench-deployers
+.PHONY: chaos help venv demo test test-unit test-api test-e2e test-deployers lint kubernetes images down bench bench-kubernetes bench-operator bench-deployers
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,7 +56,10 @@ bench: $(INSTALLED) ## the runtime's figures
 	@$(BIN)/python -m tests.benchmarks.runtime
 
 bench-kubernetes: $(INSTALLED) ## the figures on Kubernetes, against dask-kubernetes
-	@$(BIN)/python -m tests.benchmarks.kubernetes
+	@$(BIN)/python -m tests.benchmarks.kubernetes $(ARGS)
+
+bench-operator: $(INSTALLED) ## an operator's figures at a thousand workers on simulated nodes, against dask-kubernetes
+	@$(BIN)/python -m tests.benchmarks.operator $(ARGS)
 
 bench-deployers: $(INSTALLED) ## seconds until 64 workers are there, by SSH, Slurm and MPI, against the peers
 	@$(BIN)/python -m tests.benchmarks.deployers $(ARGS)

@@ -1,0 +1,158 @@
+"""Runs the bed's limit, daskfleet's operator and dask-kubernetes' on simulated nodes and prints the table.
+
+usage: python -m tests.benchmarks.operator [--sizes 200 1000] [--peer-size 200] [--clusters 100] [--cycles 0] [--keep]
+
+Each operator runs as its pod on the node from source, with that node's two cores shared by all of Kubernetes. The bed's
+limit is a script that posts, and deletes, the same pods and does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.benchmarks.kubernetes.peer import install as peer
+from tests.benchmarks.kubernetes.table import machine, versions
+from tests.cluster import NoKubernetes, find, images, project
+from tests.cluster.progress import ClusterError, say, step
+from tests.cluster.source_node import SourceNode
+
+from . import bed
+from .bed import Scenario, Watched
+
+OURS = images.IMAGES[0].tag
+Row = dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.operator", description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[200, 1000], help="workers of one DaskCluster")
+    parser.add_argument("--peer-size", type=int, default=200, help="workers for dask-kubernetes; 0 leaves it out")
+    parser.add_argument("--clusters", type=int, default=100, help="clusters of ten workers at once; 0 leaves them out")
+    parser.add_argument("--cycles", type=int, default=0, help="clusters made and deleted, to see what grows")
+    parser.add_argument("--keep", action="store_true", help="leave the benchmark's own node running for the next time")
+    arguments = parser.parse_args()
+    try:
+        with _node(arguments.keep) as node, bed.simulated_nodes(node):
+            rows = _run(node, arguments)
+    except (ClusterError, NoKubernetes) as error:
+        say(str(error))
+        return 1
+    print(_text(rows))
+    print(f"\ncommand: {' '.join(['python -m tests.benchmarks.operator', *sys.argv[1:]])}")
+    print(f"machine: {machine()}; {node.description}, {bed.NODES} nodes simulated by KWOK\nversions: {versions()}")
+    return 0
+
+
+@contextmanager
+def _node(keep: bool) -> Iterator[SourceNode]:
+    found = find()
+    if not isinstance(found, SourceNode):
+        raise ClusterError("this benchmark reads processes and adds nodes: it needs the node from source")
+    own = "DASKFLEET_NODE" not in os.environ
+    node = SourceNode("daskfleet-bench") if own else found
+    with node.lock():
+        node.up()
+    try:
+        yield node
+    finally:
+        if own and not keep:
+            with node.lock():
+                node.down()
+
+
+def _run(node: SourceNode, arguments: argparse.Namespace) -> list[Row]:
+    rows = [_measure(node, "the bed's limit", None, "bare", OURS, size) for size in arguments.sizes]
+    with node.lock():
+        images.provide(node)
+    project.apply_definitions(node)
+    project.start_operator(node)
+    try:
+        ours = Watched(node, project.NAMESPACE, "daskfleet-operator")
+        ours.count()
+        rows += [_measure(node, "daskfleet", ours, "cluster", OURS, size) for size in arguments.sizes]
+        if arguments.clusters:
+            rows.append(_measure(node, "daskfleet", ours, "many", OURS, 10, arguments.clusters))
+        if arguments.cycles:
+            rows += _cycles(node, ours, arguments.cycles)
+    finally:
+        project.remove_operator(node)
+        definitions = node.kubectl("get", "customresourcedefinitions", "-o", "name").split()
+        if mine := [name for name in definitions if name.endswith(".kubernetes.dask.org")]:
+            node.kubectl("delete", "--timeout=60s", *mine)
+    if arguments.peer_size:
+        try:
+            peer.install(node)
+            theirs = Watched(node, peer.NAMESPACE, peer.NAME)
+            theirs.count()
+            rows.append(_measure(node, "dask-kubernetes", theirs, "cluster", peer.IMAGE, arguments.peer_size))
+        finally:
+            peer.uninstall(node)
+    return rows
+
+
+def _measure(
+    node: SourceNode,
+    side: str,
+    watched: Watched | None,
+    what: str,
+    image: str,
+    workers: int,
+    clusters: int = 1,
+    first: int = 0,
+) -> Row:
+    """One scenario: seconds, requests and memory."""
+    total = workers * clusters
+    title = f"{clusters} clusters of {workers}" if clusters > 1 else f"{workers} workers"
+    row: Row = {"side": side, "title": title, "total": total}
+    words = [what, f"--image={image}", f"--workers={workers}", f"--clusters={clusters}", f"--first={first}"]
+    with step(f"{side}: {title}"), bed.namespace(node):
+        before = watched.requests() if watched else 0
+        for found in Scenario(node, *words).phases():
+            row |= found
+            if watched is None:
+                continue
+            after = watched.requests()
+            row[f"requests {found['phase']}"] = (after - before) / total
+            row[f"memory {found['phase']}"] = watched.memory()
+            before = after
+    say(f"{side}: {title}: {_told(row)}; load {os.getloadavg()[0]:.1f}")
+    return row
+
+
+def _cycles(node: SourceNode, ours: Watched, cycles: int) -> list[Row]:
+    """Clusters of two workers, twenty at a time, until so many have come and gone."""
+    rows = []
+    for first in range(0, cycles, 20):
+        row = _measure(node, "daskfleet", ours, "many", OURS, 2, 20, first)
+        rows.append(row | {"title": f"after {first + 20} clusters"})
+    return [rows[0], *rows[len(rows) // 2 :: max(1, len(rows) // 4)], rows[-1]]
+
+
+def _told(row: Row) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in row.items() if isinstance(value, float))
+
+
+def _text(rows: list[Row]) -> str:
+    """The table; ratios are to the bed's limit of the same size."""
+    limits = {row["title"]: row for row in rows if row["side"] == "the bed's limit"}
+    heads = ("", "made/s", "Running/s", "of limit", "to 0, s", "x limit", "requests up", "down", "RSS MB")
+    lines = [heads[0].ljust(36) + "".join(head.rjust(12) for head in heads[1:])]
+    for row in rows:
+        limit = limits.get(row["title"])
+        cells = [f"{row['total'] / row['made']:.0f}", f"{row['total'] / row['running']:.1f}"]
+        cells.append(f"{limit['running'] / row['running']:.2f}" if limit else "")
+        cells.append(f"{row['gone']:.1f}")
+        cells.append(f"{row['gone'] / limit['gone']:.2f}" if limit else "")
+        cells += [f"{row[f'requests {phase}']:.2f}" if f"requests {phase}" in row else "" for phase in ("up", "down")]
+        cells.append(f"{row['memory up']:.0f}" if "memory up" in row else "")
+        lines.append(f"{row['side']}, {row['title']}".ljust(36) + "".join(cell.rjust(12) for cell in cells))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Worker pods as one watch shows them: when each was made, ran and went."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from daskfleet_operator.kube.client import Api
+from daskfleet_operator.kube.kinds import POD
+
+WORKERS = "dask.org/component=worker"
+
+
+@dataclass
+class Seen:
+    """Seconds by `time.monotonic`."""
+
+    made: float
+    runs: float | None = None
+    gone: float | None = None
+
+
+class PodWatch:
+    """The worker pods of a namespace; an async context manager."""
+
+    def __init__(self, api: Api, namespace: str) -> None:
+        self._api, self._namespace = api, namespace
+        self.pods: dict[str, Seen] = {}
+        self._changed = asyncio.Condition()
+
+    async def __aenter__(self) -> Self:
+        params = {"labelSelector": WORKERS}
+        listed = await self._api.request("GET", POD.path(self._namespace), params=params, kind="pods")
+        for item in listed["items"]:
+            self._see("ADDED", item)
+        params["resourceVersion"] = listed["metadata"]["resourceVersion"]
+        self._task = asyncio.create_task(self._follow(params))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _follow(self, params: dict[str, str]) -> None:
+        async for event in self._api.watch(POD, self._namespace, params, timeout=3600, silence=3600):
+            if event["type"] == "BOOKMARK":
+                continue
+            self._see(event["type"], event["object"])
+            async with self._changed:
+                self._changed.notify_all()
+
+    def _see(self, what: str, pod: dict[str, Any]) -> None:
+        now = time.monotonic()
+        seen = self.pods.setdefault(pod["metadata"]["name"], Seen(now))
+        if pod["status"].get("phase") == "Running":
+            seen.runs = seen.runs or now
+        if what == "DELETED":
+            seen.gone = now
+
+    def present(self) -> list[Seen]:
+        return [seen for seen in self.pods.values() if seen.gone is None]
+
+    async def wait(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Until an event makes `condition` true.
+
+        Raises
+        ------
+        TimeoutError
+            Before that, with what there is.
+        """
+        try:
+            async with asyncio.timeout(seconds), self._changed:
+                await self._changed.wait_for(condition)
+        except TimeoutError:
+            pods = self.present()
+            running = sum(pod.runs is not None for pod in pods)
+            raise TimeoutError(f"after {seconds:.0f} s there are {len(pods)} workers, {running} Running") from None

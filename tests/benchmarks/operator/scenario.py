@@ -1,0 +1,189 @@
+"""One scenario, in a process of its own beside the API server; prints one line of JSON.
+
+What is asked for and what is seen are the same for all: a namespace, so many workers on simulated nodes, one watch. The
+bed's limit posts and deletes the very pods that daskfleet's operator makes, and does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import aiohttp
+from daskfleet_operator.kube.client import Api
+from daskfleet_operator.kube.config import load_connection
+from daskfleet_operator.kube.kinds import CLUSTER, POD, WORKERGROUP
+from daskfleet_operator.plan import groups
+from daskfleet_operator.plan.model import Key
+
+from .pods import PodWatch
+
+Json = dict[str, Any]
+AT_ONCE = 32  # requests of the bed's script under way
+DEADLINE = 240.0
+SIMULATED = {
+    "nodeSelector": {"type": "kwok"},
+    "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],
+}
+
+
+def manifest(name: str, namespace: str, image: str, workers: int, simulated_scheduler: bool) -> Json:
+    """A DaskCluster as either operator takes it; its workers fit on simulated nodes only."""
+    selector = {"dask.org/cluster-name": name, "dask.org/component": "scheduler"}
+    ports = [("tcp-comm", 8786), ("http-dashboard", 8787)]
+    scheduler: Json = {
+        "name": "scheduler",
+        "image": image,
+        "args": ["dask-scheduler", "--host", "0.0.0.0"],
+        "ports": [{"name": port, "containerPort": number} for port, number in ports],
+    }
+    worker = {"name": "worker", "image": image, "args": ["dask-worker", "--name", "$(DASK_WORKER_NAME)"]}
+    service = {
+        "selector": selector,
+        "ports": [{"name": port, "port": number, "targetPort": port, "protocol": "TCP"} for port, number in ports],
+    }
+    return {
+        "apiVersion": CLUSTER.api_version,
+        "kind": CLUSTER.name,
+        "metadata": {"name": name, "namespace": namespace, "uid": "not-yet"},
+        "spec": {
+            "worker": {"replicas": workers, "spec": {**SIMULATED, "containers": [worker]}},
+            "scheduler": {
+                "spec": {**(SIMULATED if simulated_scheduler else {}), "containers": [scheduler]},
+                "service": {"type": "ClusterIP", **service},
+            },
+        },
+    }
+
+
+async def bare(api: Api, namespace: str, image: str, workers: int) -> Json:
+    """The bed's limit."""
+    cluster = manifest("bed", namespace, image, workers, False)
+    key = Key(namespace, "bed")
+    group = groups.default_group(key, cluster)
+    group["metadata"]["uid"] = "not-yet"
+    pod = groups.worker_pod(key, cluster, group, "cluster.local")
+    del pod["metadata"]["ownerReferences"]
+    names = [f"bed-default-worker-{number:010x}" for number in range(workers)]
+    connection = api.connection
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {connection.bearer()}"}
+    connector = aiohttp.TCPConnector(ssl=connection.ssl_context() or True, limit=AT_ONCE)
+    async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+
+        async def ask(method: str, path: str, body: Json | None = None) -> None:
+            data = json.dumps(body).encode() if body else None
+            async with session.request(method, connection.server + path, data=data) as answer:
+                if answer.status >= 300:
+                    raise RuntimeError(f"{method} {path}: {answer.status} {await answer.text()}")
+                await answer.read()
+
+        async def create() -> None:
+            await asyncio.gather(*(ask("POST", POD.path(namespace), groups.named(pod, name)) for name in names))
+
+        async def delete() -> None:
+            await asyncio.gather(*(ask("DELETE", POD.path(namespace, name)) for name in names))
+
+        return await life(api, namespace, workers, create, delete)
+
+
+async def operated(api: Api, namespace: str, image: str, workers: int) -> Json:
+    """One DaskCluster: made with all its workers, scaled to none."""
+
+    async def create() -> None:
+        made = manifest("bench", namespace, image, workers, False)
+        del made["metadata"]["uid"]
+        await api.create(CLUSTER, namespace, made)
+
+    async def delete() -> None:
+        await api.patch(WORKERGROUP, namespace, "bench-default", {"spec": {"worker": {"replicas": 0}}})
+
+    return await life(api, namespace, workers, create, delete)
+
+
+async def life(
+    api: Api, namespace: str, workers: int, create: Callable[[], Awaitable[None]], delete: Callable[[], Awaitable[None]]
+) -> Json:
+    """Seconds until all workers are made, Running, and gone again."""
+    seconds = {}
+    async with PodWatch(api, namespace) as watch:
+        started = time.monotonic()
+        await create()
+        await watch.wait(lambda: len(watch.present()) == workers, DEADLINE)
+        seconds["made"] = max(seen.made for seen in watch.present()) - started
+        await watch.wait(lambda: sum(seen.runs is not None for seen in watch.present()) == workers, DEADLINE)
+        seconds["running"] = max(seen.runs or 0 for seen in watch.present()) - started
+        say(seconds, "up")
+        await asyncio.sleep(3)  # what follows the last pod's being Running, such as status
+        started = time.monotonic()
+        await delete()
+        await watch.wait(lambda: not watch.present(), DEADLINE)
+        seconds["gone"] = max(seen.gone or 0 for seen in watch.pods.values()) - started
+        say(seconds, "down")
+    return seconds
+
+
+async def many(api: Api, namespace: str, image: str, clusters: Iterable[str], workers: int) -> Json:
+    """Clusters of so many workers each, all at once, with simulated schedulers; and their deletion."""
+    clusters = list(clusters)
+    seconds = {}
+    async with PodWatch(api, namespace) as watch:
+        started = time.monotonic()
+
+        async def create(name: str) -> None:
+            made = manifest(name, namespace, image, workers, True)
+            del made["metadata"]["uid"]
+            await api.create(CLUSTER, namespace, made)
+
+        await asyncio.gather(*map(create, clusters))
+        total = workers * len(clusters)
+        await watch.wait(lambda: len(watch.present()) == total, DEADLINE)
+        seconds["made"] = time.monotonic() - started
+        await watch.wait(lambda: sum(seen.runs is not None for seen in watch.present()) == total, DEADLINE)
+        seconds["running"] = time.monotonic() - started
+        say(seconds, "up")
+        started = time.monotonic()
+        await asyncio.gather(*(api.delete(CLUSTER, namespace, name) for name in clusters))
+        await watch.wait(lambda: not watch.present(), DEADLINE)
+        seconds["gone"] = time.monotonic() - started
+        say(seconds, "down")
+    return seconds
+
+
+def say(seconds: Json, phase: str) -> None:
+    """Tell the parent, which counts the requests made so far and answers when it has."""
+    print(json.dumps({**seconds, "phase": phase}), flush=True)
+    sys.stdin.readline()
+
+
+async def run(arguments: argparse.Namespace) -> None:
+    connection = await load_connection(arguments.kubeconfig, None)
+    async with Api(connection, timeout=60) as api:
+        common = api, arguments.namespace, arguments.image
+        if arguments.what == "bare":
+            await bare(*common, arguments.workers)
+        elif arguments.what == "cluster":
+            await operated(*common, arguments.workers)
+        else:
+            names = (f"bench-{arguments.first + number}" for number in range(arguments.clusters))
+            await many(*common, names, arguments.workers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["bare", "cluster", "many"])
+    parser.add_argument("--kubeconfig", required=True)
+    parser.add_argument("--namespace", required=True)
+    parser.add_argument("--image", required=True)
+    parser.add_argument("--workers", type=int, required=True)
+    parser.add_argument("--clusters", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="number of the first cluster, for its name")
+    asyncio.run(run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
