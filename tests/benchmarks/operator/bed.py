@@ -139,7 +139,8 @@ class Scenario:
                 self._process.stdin.write("\n")
                 self._process.stdin.flush()
             if self._process.wait(30):
-                raise ClusterError(self._process.stderr.read().strip().splitlines()[-1])
+                said = self._process.stderr.read().strip().splitlines()
+                raise ClusterError(said[-1] if said else f"the scenario ended with {self._process.returncode}")
         finally:
             if self._process.poll() is None:
                 self._process.kill()

@@ -33,12 +33,7 @@ class PodWatch:
         self._changed = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
-        params = {"labelSelector": WORKERS}
-        listed = await self._api.request("GET", POD.path(self._namespace), params=params, kind="pods")
-        for item in listed["items"]:
-            self._see("ADDED", item)
-        params["resourceVersion"] = listed["metadata"]["resourceVersion"]
-        self._task = asyncio.create_task(self._follow(params))
+        self._task = asyncio.create_task(self._follow())
         return self
 
     async def __aexit__(
@@ -47,13 +42,22 @@ class PodWatch:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _follow(self, params: dict[str, str]) -> None:
-        async for event in self._api.watch(POD, self._namespace, params, timeout=3600, silence=3600):
-            if event["type"] == "BOOKMARK":
-                continue
-            self._see(event["type"], event["object"])
-            async with self._changed:
-                self._changed.notify_all()
+    async def _follow(self) -> None:
+        while True:
+            params = {"labelSelector": WORKERS}
+            listed = await self._api.request("GET", POD.path(self._namespace), params=params, kind="pods")
+            for item in listed["items"]:
+                self._see("ADDED", item)
+            for name in self.pods.keys() - {item["metadata"]["name"] for item in listed["items"]}:
+                self.pods[name].gone = self.pods[name].gone or time.monotonic()
+            params["resourceVersion"] = listed["metadata"]["resourceVersion"]
+            async for event in self._api.watch(POD, self._namespace, params, timeout=3600, silence=3600):
+                if event["type"] == "ERROR":  # the server has lost our place
+                    break
+                if event["type"] != "BOOKMARK":
+                    self._see(event["type"], event["object"])
+                    async with self._changed:
+                        self._changed.notify_all()
 
     def _see(self, what: str, pod: dict[str, Any]) -> None:
         now = time.monotonic()
@@ -74,10 +78,18 @@ class PodWatch:
         TimeoutError
             Before that, with what there is.
         """
+        done = asyncio.create_task(self._until(condition))
         try:
-            async with asyncio.timeout(seconds), self._changed:
-                await self._changed.wait_for(condition)
-        except TimeoutError:
+            ended, _ = await asyncio.wait({done, self._task}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            done.cancel()
+        if self._task in ended:
+            self._task.result()
+        if not ended:
             pods = self.present()
             running = sum(pod.runs is not None for pod in pods)
-            raise TimeoutError(f"after {seconds:.0f} s there are {len(pods)} workers, {running} Running") from None
+            raise TimeoutError(f"after {seconds:.0f} s there are {len(pods)} workers, {running} Running")
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(condition)
