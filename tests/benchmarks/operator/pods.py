@@ -50,14 +50,18 @@ class PodWatch:
                 self._see("ADDED", item)
             for name in self.pods.keys() - {item["metadata"]["name"] for item in listed["items"]}:
                 self.pods[name].gone = self.pods[name].gone or time.monotonic()
+            await self._tell()
             params["resourceVersion"] = listed["metadata"]["resourceVersion"]
             async for event in self._api.watch(POD, self._namespace, params, timeout=3600, silence=3600):
                 if event["type"] == "ERROR":  # the server has lost our place
                     break
                 if event["type"] != "BOOKMARK":
                     self._see(event["type"], event["object"])
-                    async with self._changed:
-                        self._changed.notify_all()
+                    await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
     def _see(self, what: str, pod: dict[str, Any]) -> None:
         now = time.monotonic()
