@@ -92,17 +92,30 @@ async def bare(api: Api, namespace: str, image: str, workers: int) -> Json:
 
 
 async def operated(api: Api, namespace: str, image: str, workers: int) -> Json:
-    """One DaskCluster: made with all its workers, scaled to none."""
+    """One DaskCluster whose scheduler, a real one, runs: scaled from none to all its workers, and to none again."""
+    made = manifest("bench", namespace, image, 0, False)
+    del made["metadata"]["uid"]
+    await api.create(CLUSTER, namespace, made)
+    deadline = time.monotonic() + DEADLINE
+    while not await _runs(api, namespace):
+        if time.monotonic() > deadline:
+            raise TimeoutError("the cluster's scheduler does not run")
+        await asyncio.sleep(0.2)
+    await asyncio.sleep(3)
 
-    async def create() -> None:
-        made = manifest("bench", namespace, image, workers, False)
-        del made["metadata"]["uid"]
-        await api.create(CLUSTER, namespace, made)
+    async def scale(replicas: int) -> None:
+        await api.patch(WORKERGROUP, namespace, "bench-default", {"spec": {"worker": {"replicas": replicas}}})
 
-    async def delete() -> None:
-        await api.patch(WORKERGROUP, namespace, "bench-default", {"spec": {"worker": {"replicas": 0}}})
+    return await life(api, namespace, workers, lambda: scale(workers), lambda: scale(0))
 
-    return await life(api, namespace, workers, create, delete)
+
+async def _runs(api: Api, namespace: str) -> bool:
+    """Whether the scheduler's pod is ready, and the group is there: either operator's phases mean something else."""
+    params = {"labelSelector": "dask.org/component=scheduler"}
+    pods = (await api.request("GET", POD.path(namespace), params=params))["items"]
+    found = (await api.request("GET", WORKERGROUP.path(namespace)))["items"]
+    conditions = [each for pod in pods for each in pod["status"].get("conditions") or ()]
+    return bool(found) and any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
 
 async def life(
