@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 ROUNDS = 6
 SOON = 0.2  # seconds until Kubernetes has deleted what belonged to a resource that is gone
 COUNTS_EVERY = 0.25  # seconds
-CREATES = 32  # pods being created at once, over all clusters
+AT_ONCE = 32  # pods being made, marked or deleted, over all clusters: what waits in our queue needs no deadline
 Memory = model.Memory
 
 
@@ -74,7 +74,7 @@ class Reconciler:
         self._wake = wake
         self._wake_in = wake_in
         self._now = now
-        self._creating = asyncio.Semaphore(CREATES)
+        self._writing = asyncio.Semaphore(AT_ONCE)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         certificates = Certificates(api, store, wake_in, now)
         self._adoption = Adoption(api, store, schedulers, now)
@@ -245,7 +245,7 @@ class Reconciler:
 
         async def one() -> bool:
             name = f"{action.group}-worker-{secrets.token_hex(5)}"
-            async with self._creating:
+            async with self._writing:
                 if refused:
                     return False
                 try:
@@ -349,9 +349,10 @@ class Reconciler:
         condition = {"type": names.RETIRING, "status": "True", "lastTransitionTime": since, "reason": "ScaledDown"}
         body = {"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}}
         try:
-            answer = await self._api.patch(
-                POD, key.namespace, pod.name, body, content_type=STRATEGIC, subresource="status"
-            )
+            async with self._writing:
+                answer = await self._api.patch(
+                    POD, key.namespace, pod.name, body, content_type=STRATEGIC, subresource="status"
+                )
         except ApiError as error:
             if error.status in (404, 409):
                 return False
@@ -388,7 +389,8 @@ class Reconciler:
             self._wake_in(key, again)
 
     async def _delete_pod(self, key: model.Key, action: model.DeletePod) -> bool:
-        answer = await self._api.delete(POD, key.namespace, action.pod.name, action.pod.uid)
+        async with self._writing:
+            answer = await self._api.delete(POD, key.namespace, action.pod.name, action.pod.uid)
         self._took_away(POD, answer)
         return answer is not None
 
