@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,3 +76,21 @@ def test_pending_jobs_are_told_of_and_go_first(bed, shared, eventually) -> None:
         cluster.scale(8)
         eventually(lambda: len(in_queue()) == 8)
         assert len(cluster.scheduler_info["workers"]) == 8
+
+
+def test_a_scheduler_file_and_an_array_job_by_hand(bed, tmp_path: Path, eventually) -> None:
+    """As the "HPC" page has it: ``qsub -b y dask-scheduler …``, ``qsub -b y -t 1-3 dask-worker …``."""
+    commands, file = Path(sys.executable).parent, str(tmp_path / "scheduler.json")
+    submit = ["qsub", "-terse", "-b", "y", "-j", "y", "-o", str(tmp_path)]
+    run = lambda *words: subprocess.run([*submit, *words], capture_output=True, text=True, check=True).stdout  # noqa: E731
+    ids = [
+        run(f"{commands}/dask-scheduler", "--scheduler-file", file, "--port", "0", "--no-dashboard"),
+        run("-t", "1-3", f"{commands}/dask-worker", "--scheduler-file", file, "--nthreads", "1", "--no-nanny"),
+    ]
+    try:
+        with Client(scheduler_file=file, timeout=60) as client:
+            client.wait_for_workers(3, timeout=60)
+            assert set(client.run(lambda: os.environ["SGE_TASK_ID"]).values()) == {"1", "2", "3"}
+    finally:
+        subprocess.run(["qdel", *(id.strip().partition(".")[0] for id in ids)], capture_output=True, check=True)
+    eventually(lambda: not in_queue())
