@@ -3,7 +3,7 @@
 usage: python -m tests.benchmarks.chaos [--rounds N] [--tasks N] [storm | shuffle | soak ...]
 
 storm    1,500 tasks of 10 ms and their sum, on 4 workers of which one is killed with SIGKILL every 0.3 to 1 s.
-shuffle  a dataframe of 20 partitions, shuffled and counted by key, under the same.
+shuffle  a dataframe of 64 partitions of 400,000 rows, shuffled and counted by key, under the same.
 soak     --tasks no-op tasks through one scheduler, a thousand at a time; memory of the scheduler's process before and
          after, and by task.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -72,21 +73,32 @@ def storm(client: Client) -> bool:
     return bool(client.submit(sum, futures, pure=False).result(timeout=300) == sum(range(1, 1501)))
 
 
-def shuffle(client: Client) -> bool:
-    import dask.dataframe as dd
+PARTS, ROWS, KEYS = 64, 400_000, 1000
+
+
+def part(n: int) -> Any:
     import numpy as np
     import pandas as pd
 
-    def part(n: int) -> Any:
-        keys = np.random.default_rng(n).integers(0, 1000, 100_000)
-        return pd.DataFrame({"key": keys, "value": np.arange(100_000) + n})
+    keys = np.random.default_rng(n).integers(0, KEYS, ROWS)
+    return pd.DataFrame({"key": keys, "value": np.arange(ROWS) + n})
 
-    frame = dd.from_map(part, range(20))
+
+@functools.cache
+def expected() -> Any:
+    import pandas as pd
+
+    counted = (part(n).groupby("key").value.agg(["count", "sum"]) for n in range(PARTS))
+    return pd.concat(counted).groupby(level=0).sum()
+
+
+def shuffle(client: Client) -> bool:
+    import dask.dataframe as dd
+
+    frame = dd.from_map(part, range(PARTS))
     counted = frame.shuffle("key").map_partitions(lambda df: df.groupby("key").value.agg(["count", "sum"]))
     found = client.compute(counted, sync=True).sort_index()
-    whole = pd.concat([part(n) for n in range(20)])
-    expected = whole.groupby("key").value.agg(["count", "sum"])
-    return bool((found == expected).all(axis=None)) and found.index.is_unique
+    return bool((found == expected()).all(axis=None)) and found.index.is_unique
 
 
 @contextlib.contextmanager

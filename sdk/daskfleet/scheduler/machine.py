@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from daskfleet.exceptions import KilledWorker
 from daskfleet.protocol.messages import Key
@@ -278,6 +279,27 @@ class SchedulerState(Clients):
                     self._reopen(worker)
                 self._withdraw(ts)
                 self._remember(ts, worker, ts.nbytes, ts.type, None)
+
+    def inherited(self, worker: WorkerState, rows: Iterable[Sequence[Any]]) -> None:
+        """`worker`, which has just come in the place of one that died, has what that had left: pinned results, as
+        ``(id, key, value)``.
+
+        Those that borrow are void, since what they refer to may be elsewhere by now.
+        """
+        for id, key, value in rows:
+            ts = self.tasks.get(id)
+            if (
+                ts is None
+                or ts.key != key
+                or not (ts.waiters or ts.wants)
+                or ts.state in (MEMORY, ERRED)
+                or not ts.pinned
+                or ts.borrows
+            ):
+                self._free(worker, id)
+            else:
+                self._withdraw(ts)
+                self._remember(ts, worker, 0, ts.type, join(value) if type(value) is tuple else value)
 
     def dropped(self, worker: WorkerState, ids: Iterable[int]) -> None:
         """Copies are gone from `worker`, or could not be had."""

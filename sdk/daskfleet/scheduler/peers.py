@@ -127,7 +127,7 @@ class Peers:
             nthreads=int(info["nthreads"]),
             memory_limit=int(info["memory_limit"]),
             resources=dict(info["resources"]),
-            info={key: value for key, value in info.items() if key not in ("held", "datasets")},
+            info={key: value for key, value in info.items() if key not in ("held", "inherited", "datasets")},
             last_seen=time.monotonic(),
         )
         if info.get("scheduler") not in (None, self.id):
@@ -137,6 +137,8 @@ class Peers:
                 learn(info)
         self.state.explain(name, outside=info.get("predecessor") in ("killed", "reconnected"))
         ids = self.state.add_worker(worker, info["held"])
+        inherited = info.get("inherited", ())
+        self.state.inherited(worker, [row for of, *row in inherited if of == self.id])
         # A message and not the call's answer, because it must be read before the messages that follow it.
         connection.send(("joined", self.id, ids))
         if plugins := self.plugins.for_new_worker():

@@ -26,9 +26,33 @@ _cleaned: set[Path] = set()
 
 
 class Folder:
-    """A new folder that nobody else can look into, below `parent` (the system's for temporary files by default)."""
+    """A folder that nobody else can look into: a new one below `parent` (the system's for temporary files by default).
 
-    def __init__(self, parent: str | None = None) -> None:
+    Parameters
+    ----------
+    inherit
+        That of a worker that has died: it is taken over if it is still there, with the files in it whose names end in
+        one of `keep`.
+    """
+
+    def __init__(self, parent: str | None = None, inherit: str | None = None, keep: tuple[str, ...] = ()) -> None:
+        if inherit is None or not self._take_over(Path(inherit), keep):
+            self._make(parent)
+        self.remove = weakref.finalize(self, _remove, self.path, self._lock, os.getpid())
+
+    def _take_over(self, path: Path, keep: tuple[str, ...]) -> bool:
+        lock = claim(path)
+        if lock is None:
+            return False
+        self._lock, self.path = lock, path
+        for left in path.iterdir():
+            if left.name != LOCK and not left.name.endswith(keep):
+                shutil.rmtree(left, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    left.unlink()
+        return True
+
+    def _make(self, parent: str | None) -> None:
         if parent is not None:
             Path(parent).mkdir(parents=True, exist_ok=True)
         # It gets its name when it is locked: a folder with that name and without an owner is a dead one's.
@@ -39,7 +63,6 @@ class Folder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.path = unnamed.with_name(unnamed.name[1:])
         unnamed.rename(self.path)
-        self.remove = weakref.finalize(self, _remove, self.path, self._lock, os.getpid())
 
     def clean_up_after_others(self) -> None:
         """Remove the folders beside this one whose workers have died; once in the life of a process."""
@@ -59,16 +82,24 @@ def _remove(path: Path, lock: int, pid: int) -> None:
 
 
 def _is_abandoned(path: Path) -> bool:
+    lock = claim(path)
+    if lock is not None:
+        os.close(lock)
+    return lock is not None
+
+
+def claim(path: Path) -> int | None:
+    """The lock of a folder whose worker has died, as a descriptor that is locked until it is closed; None if there is
+    no such folder, or somebody has it."""
     try:
         lock = os.open(path / LOCK, os.O_RDWR)
     except OSError:
-        return False  # another user's, or gone by now
+        return None  # another user's, or gone by now
     try:
-        if os.read(lock, 256) != socket.gethostname().encode():
-            return False
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
+        if os.read(lock, 256) == socket.gethostname().encode():
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
     except OSError:
-        return False
-    finally:
-        os.close(lock)
+        pass
+    os.close(lock)
+    return None

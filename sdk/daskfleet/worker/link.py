@@ -1,9 +1,9 @@
 """What a worker and its nanny say to each other through the pipe between them: JSON, one message a line.
 
-A worker says ``{"address", "name"}`` when it is up, ``{"failed": why}`` when it cannot start, ``{"imported": name}``
-when it has imported something that takes long, and passes nanny plugins on as ``{"plugin": name, "blob": base64 or
-null, "number": n}``; the nanny answers those with ``{"number": n, "error": text or null}``, unless it ends the worker
-because the plugin wants it to start anew. The pipe's end is a message too.
+A worker says ``{"address", "name", "folder"}`` when it is up, ``{"failed": why}`` when it cannot start,
+``{"imported": name}`` when it has imported something that takes long, and passes nanny plugins on as ``{"plugin":
+name, "blob": base64 or null, "number": n}``; the nanny answers those with ``{"number": n, "error": text or null}``,
+unless it ends the worker because the plugin wants it to start anew. The pipe's end is a message too.
 """
 
 from __future__ import annotations

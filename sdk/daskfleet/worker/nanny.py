@@ -21,6 +21,7 @@ from typing import Any
 from daskfleet import config, system
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.preload import Preloads
+from daskfleet.worker.folder import claim
 from daskfleet.worker.link import AGAIN, Lines, NannyPlugins, say
 from daskfleet.worker.memory import Thresholds
 
@@ -71,6 +72,7 @@ class Nanny:
         self.pid: int | None = None
         self.worker_address = ""
         self._imported: set[str] = set()
+        self._claim: int | None = None
         self.deaths = 0
         self.exit_status: int | None = None
         self._failure = ""
@@ -171,6 +173,7 @@ class Nanny:
         finally:
             self.status = "closed"
             self.pid = None
+            self._give_up_claim()
             if self._up is not None and not self._up.done():
                 self._up.set_exception(DaskfleetError(self._failure or f"worker {self.name} ended before it was up"))
                 self._up.exception()  # whoever waits gets it; nobody has to
@@ -182,6 +185,7 @@ class Nanny:
         self._lines, self._anew = Lines(), False
         with ours:
             process: subprocess.Popen[bytes] | None = None
+            self._give_up_claim()
             if threading.active_count() == 1:
                 self.pid = self._fork(ours, theirs)
             else:
@@ -197,7 +201,14 @@ class Nanny:
                     task.cancel()
                 await asyncio.gather(*watch, return_exceptions=True)
             self._hear(ours)
+            if folder := self.options.get("predecessors_folder"):
+                self._claim = claim(Path(folder))  # nobody is to clean it up before the next worker is there
             return AGAIN if self._anew else status
+
+    def _give_up_claim(self) -> None:
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     def _fork(self, ours: socket.socket, theirs: socket.socket) -> int:
         from daskfleet.worker.process import become  # before the fork: imported once for all workers
@@ -273,7 +284,7 @@ class Nanny:
             if "failed" in message:
                 self._failure = message["failed"]
                 continue
-            self.worker_address = message["address"]
+            self.worker_address, self.options["predecessors_folder"] = message["address"], message["folder"]
             if self.status == "starting":
                 self.status = "running"
             if self._up is not None and not self._up.done():

@@ -7,7 +7,8 @@ else from its worker, in portions. So nothing is sent that nobody has asked for:
 pieces of the tasks that run, at either end, and needs no buffers that fill up.
 
 A file is written once, under a name that is never used again, so what is read is whole and is what was meant, or is not
-there. Then `PiecesLost` goes up through the task that wanted it to the scheduler, which makes the file anew.
+there. Then `PiecesLost` goes up through the task that wanted it to the scheduler, which makes the file anew. A worker
+that its nanny starts in a dead one's place goes on in its folder and offers the scheduler what it finds (`inherit`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import contextlib
 import errno
 import functools
 import os
+import pickle
 import struct
 import tempfile
 import threading
@@ -26,6 +28,7 @@ import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from daskfleet.comm import Connection, parse_address
@@ -48,7 +51,10 @@ SAME_FILES = True
 INDICES = 4096
 #: Parts that the system takes in one call.
 PARTS = 1000
-_LENGTH = struct.Struct("<Q")
+#: Of a file's name when it is complete.
+SUFFIX = ".pieces"
+#: At the end of a file: how many pieces there are, and the size of what says whose they are.
+_TAIL = struct.Struct("<2Q")
 
 
 class PiecesLost(Exception):
@@ -125,17 +131,20 @@ def write(pieces: Iterable[tuple[int, Sequence[Buffer]]]) -> Pieces:
     """
     worker, task = _running()
     folder = str(worker.local_directory)
-    path = os.path.join(folder, f"{uuid.uuid4().hex}.pieces")
+    path = os.path.join(folder, f"{uuid.uuid4().hex}{SUFFIX}")
+    unfinished = path + ".part"
+    origin = pickle.dumps((worker.scheduler_id, task.id, task.key))
     index = Index(array.array("Q"), array.array("Q", [0]))
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            _write(descriptor, pieces, index)
+            _write(descriptor, pieces, index, origin)
         finally:
             os.close(descriptor)
+        os.rename(unfinished, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            os.unlink(path)
+            os.unlink(unfinished)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 error.errno,
@@ -148,7 +157,7 @@ def write(pieces: Iterable[tuple[int, Sequence[Buffer]]]) -> Pieces:
     return result
 
 
-def _write(descriptor: int, pieces: Iterable[tuple[int, Sequence[Buffer]]], index: Index) -> None:
+def _write(descriptor: int, pieces: Iterable[tuple[int, Sequence[Buffer]]], index: Index, origin: bytes) -> None:
     at, batch = 0, list[memoryview]()
     for number, parts in pieces:
         views = [memoryview(part).cast("B") for part in parts]
@@ -159,7 +168,7 @@ def _write(descriptor: int, pieces: Iterable[tuple[int, Sequence[Buffer]]], inde
         if len(batch) >= PARTS:
             _write_all(descriptor, batch)
             batch = []
-    tail = [index.numbers.tobytes(), index.starts.tobytes(), _LENGTH.pack(len(index.numbers))]
+    tail = [origin, index.numbers.tobytes(), index.starts.tobytes(), _TAIL.pack(len(index.numbers), len(origin))]
     _write_all(descriptor, [*batch, *(memoryview(part) for part in tail)])
 
 
@@ -252,15 +261,38 @@ def _index(path: str, descriptor: int) -> Index:
         if known is not None:
             _indices.move_to_end(path)
             return known
-    end = os.fstat(descriptor).st_size - _LENGTH.size
-    (count,) = _LENGTH.unpack(_pread(descriptor, end, _LENGTH.size))
-    raw = _pread(descriptor, end - 8 * (2 * count + 1), 8 * (2 * count + 1))
-    index = Index(array.array("Q", raw[: 8 * count]), array.array("Q", raw[8 * count :]))
+    index, _ = _read_end(descriptor)
     with _indices_lock:
         _indices[path] = index
         while len(_indices) > INDICES:
             _indices.popitem(last=False)
     return index
+
+
+def _read_end(descriptor: int) -> tuple[Index, bytes]:
+    """The index, and whose the pieces are."""
+    end = os.fstat(descriptor).st_size - _TAIL.size
+    count, length = _TAIL.unpack(_pread(descriptor, end, _TAIL.size))
+    size = 8 * (2 * count + 1)
+    raw = _pread(descriptor, end - size - length, size + length)
+    origin, numbers, starts = raw[:length], raw[length : length + 8 * count], raw[length + 8 * count :]
+    return Index(array.array("Q", numbers), array.array("Q", starts)), origin
+
+
+def inherit(worker: Worker) -> list[tuple[str, int, Any, Pieces]]:
+    """What a worker that has died has left in the folder that is ours now: ``(scheduler's id, task's id, key,
+    pieces)``."""
+    found = []
+    for path in Path(worker.local_directory or "").glob(f"*{SUFFIX}"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            index, origin = _read_end(descriptor)
+        finally:
+            os.close(descriptor)
+        scheduler_id, id, key = pickle.loads(origin)
+        pieces = worker.pieces[str(path)] = Pieces(Card(id, worker.address, str(path)), index)
+        found.append((scheduler_id, id, key, pieces))
+    return found
 
 
 async def _ask_all(
@@ -354,7 +386,7 @@ def _from_file(path: str, start: int, size: int) -> Any:
 class _Here:
     """Stands for a worker and its task where there are none: with one of dask's schedulers for a single process."""
 
-    address, id, attempt, loop, status = "", 0, 0, None, "running"
+    address, scheduler_id, id, key, attempt, loop, status = "", "", 0, "", 0, None, "running"
 
     def __init__(self) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None

@@ -56,7 +56,7 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
     loop = asyncio.get_running_loop()
     pipe.setblocking(False)
     options = dict(options)
-    predecessor = options.pop("predecessor", "")
+    predecessor, folder = options.pop("predecessor", ""), options.pop("predecessors_folder", None)
     worker: Worker = options.pop("worker_class", Worker)(**options)
     heap.keep_freed_memory(worker.memory_limit)
 
@@ -70,7 +70,7 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
     tasks: list[asyncio.Task[None]] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave)
-    worker.predecessor = predecessor
+    worker.predecessor, worker.predecessors_folder = predecessor, folder
     worker.nanny = nanny = WorkerEnd(pipe, orphaned)
 
     def imported(name: str) -> None:
@@ -85,7 +85,7 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
     except (OSError, ValueError, TimeoutError, DaskfleetError) as error:
         await nanny.say({"failed": str(error)})
         return HOPELESS
-    await nanny.say({"address": worker.address, "name": worker.name})
+    await nanny.say({"address": worker.address, "name": worker.name, "folder": worker.local_directory})
     await worker.finished()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # it ends already

@@ -21,6 +21,7 @@ from daskfleet.exceptions import DaskfleetError
 from daskfleet.http.logs import ring
 from daskfleet.preload import Preloads
 from daskfleet.protocol.frames import Message
+from daskfleet.protocol.serialize import dumps
 from daskfleet.security import Security
 from daskfleet.worker import context
 from daskfleet.worker.actors import Actors
@@ -33,7 +34,7 @@ from daskfleet.worker.joining import reach
 from daskfleet.worker.machine import Task, WorkerMachine
 from daskfleet.worker.memory import MemoryMonitor, Thresholds
 from daskfleet.worker.observing import Observer
-from daskfleet.worker.pieces import Shelf
+from daskfleet.worker.pieces import SUFFIX, Shelf, inherit
 from daskfleet.worker.plugins import WorkerPlugins
 from daskfleet.worker.spill import SpillBuffer
 from daskfleet.worker.stopping import Stopping
@@ -117,6 +118,8 @@ class Worker:
         self.status = "init"
         self.address = ""
         self.scheduler_id = ""
+        self.predecessors_folder: str | None = None  # of one that has died, whose nanny is ours
+        self._inherited: list[Any] = []
         self.predecessor = ""  # how the worker before us ended: "killed", if not by itself; "reconnected": it was we
         self._joined = asyncio.Event()
         self.machine = WorkerMachine(self.nthreads, self.resources)
@@ -165,7 +168,8 @@ class Worker:
             Something else is there, our token is wrong, or the scheduler does not want us (the name is taken).
         """
         loop = self.loop = asyncio.get_running_loop()
-        self._folder = Folder(self.local_directory or config.get("temporary-directory"))
+        parent = self.local_directory or config.get("temporary-directory")
+        self._folder = Folder(parent, self.predecessors_folder, keep=(SUFFIX,))
         self.local_directory = str(self._folder.path)
         args = self.security.get_listen_args("worker")
         self._listener = await listen(self._host, self._port, self._on_peer, scheme=self._scheme, **args)
@@ -277,12 +281,15 @@ class Worker:
 
         connection = await reach(where, self._attach, self.death_timeout, args)
         self.address = self._contact_address(connection)
+        if self.predecessors_folder is not None:
+            self._inherited, self.predecessors_folder = inherit(self), None
         await connection.call(
             "register",
             "worker",
             self._identity()
             | {
                 "held": self.machine.offer(),
+                "inherited": [(of, id, key, dumps(pieces)) for of, id, key, pieces in self._inherited],
                 "scheduler": self.scheduler_id or None,
                 "datasets": list(self._datasets.values()),
             },
@@ -370,6 +377,10 @@ class Worker:
                     self.scheduler_id = scheduler_id
                     self._joined.set()
                     machine.joined(ids)
+                    for of, id, key, pieces in self._inherited:
+                        if of == scheduler_id:  # it frees what it has no use for
+                            machine.put(id, key, pieces, 0)
+                    self._inherited = []
                 case ("datasets", rows, unpublished):
                     if unpublished is None:  # these are all
                         self._datasets.clear()

@@ -87,6 +87,8 @@ class Simulation:
     def __init__(self, rng: random.Random, *, every_step: bool = True) -> None:
         self.rng, self.every_step = rng, every_step
         self.life = 0
+        self.left: list[Any] = []
+        self.left_by = -1
         self.state = self._new_scheduler()
         self.workers: dict[str, SimWorker] = {}
         self.clients: list[SimClient] = []
@@ -155,6 +157,10 @@ class Simulation:
         )
         worker.state = state
         worker.down.append(("joined", self.state.add_worker(state, held)))
+        if not held and self.left_by == self.life and self.rng.random() < 0.5:  # it is in the place of a dead one
+            self.state.inherited(state, [(id, key, pickle.dumps(value)) for id, key, value in self.left])
+            worker.down.append(("inherited", self.left))
+        self.left_by = -1
         self.flush()
 
     def disconnect(self, worker: SimWorker, *, expected: bool = False) -> None:
@@ -170,6 +176,10 @@ class Simulation:
 
     def kill(self, worker: SimWorker, *, expected: bool = False) -> None:
         del self.workers[worker.address]
+        machine = worker.machine
+        pinned = {spec.key for spec in self.universe if spec.options and spec.options.get("pinned")}
+        self.left = [(id, key, machine.data[id]) for id, key in machine.keys.items() if key in pinned]
+        self.left_by = worker.scheduler
         self.disconnect(worker, expected=expected)
 
     def add_client(self) -> None:
@@ -266,6 +276,9 @@ class Simulation:
                 case ("joined", ids):
                     machine.joined(ids)
                     worker.scheduler = self.life
+                case ("inherited", rows):
+                    for id, key, value in rows:
+                        machine.put(id, key, value, 0)
                 case ("run", rows):
                     machine.run(rows)
                 case ("free", ids):

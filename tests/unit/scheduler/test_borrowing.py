@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from daskfleet.scheduler.state import WorkerState
+
 PINNED, BARRIER = {"pinned": True}, {"pinned": True, "borrows": True}
 
 
@@ -80,6 +82,21 @@ def test_a_barrier_that_runs_while_an_input_is_lost_runs_again(bench) -> None:
     assert barrier.state == "waiting"
     b.state.done(running, [(barrier.id, attempt, 8, 0.001, "int", b"stale")])
     assert barrier.state == "waiting" and barrier.value is None
+
+
+def test_the_worker_in_a_dead_ones_place_has_its_splits(bench) -> None:
+    b = bench()
+    (mine, other), barrier, outputs, (first, second) = shuffle(b)
+    b.state.remove_worker(second)  # the other worker is busy, so that nothing is made anew yet
+    heir = WorkerState("tcp://heir:1", "heir", 1)
+    b.state.add_worker(heir)
+    rows = [(other.id, other.key, b"here now"), (barrier.id, barrier.key, b"void"), (12345, "unknown", b"")]
+    b.state.inherited(heir, [*rows, (mine.id, mine.key, b"there is one")])
+    b.flush()
+    assert other.state == "memory" and other.holders == (heir,) and other.value == b"here now"
+    assert mine.holders == (first,) and mine.value == b"where"
+    assert set(b.take(heir, "free")) == {barrier.id, 12345, mine.id}
+    assert barrier.state == "processing" and all(ts.state != "memory" for ts in outputs)
 
 
 def test_what_is_pinned_is_not_taken_back_nor_moved(bench) -> None:
