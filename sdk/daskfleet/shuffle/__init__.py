@@ -10,10 +10,10 @@ still being read. Here they are pulled, by the tasks that need them, and that is
 * An output partition belongs to no worker. It runs where there is room, also on workers that came late.
 * There is no state of a shuffle besides tasks and results. The scheduler knows two things more about those, for any
   task: a result can be *pinned*, that is, lost with its worker; and it can *borrow* from its inputs, that is, keep them
-  and be lost with any of them. So a worker's death takes its files and the barrier with them; the lost files are made
-  anew, then the barrier, then what has not been read yet is read by the new barrier's list. Nobody can read a file that
-  is not on it, since names are never used twice. Cancelled shuffles leave no files, for a result that nobody needs is
-  freed, and any number of shuffles may run at a time.
+  and be lost with any of them. So a worker's death takes its files and the barrier with them. The files are made anew,
+  or found by the worker that a nanny starts in its place; then the barrier; then what has not been read yet is read by
+  the new barrier's list. Nobody can read a file that is not on it, since names are never used twice. Cancelled shuffles
+  leave no files, for a result that nobody needs is freed, and any number of shuffles may run at a time.
 * On one host the files of other workers are read directly: what is "sent" then is a page of the system's cache.
 
 The price is that nothing travels before the last input has been read, and that a file is read in as many places as it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import time
 from collections.abc import Iterator
@@ -278,6 +279,45 @@ def test_a_worker_killed_meanwhile(processes: LocalCluster, when: str, tmp_path:
         client.wait_for_workers(3, timeout=60)
         assert folder in folders(client), "the worker in its place goes on with its files"
         wait_until_no_files(client)
+
+
+def test_the_worker_in_a_killed_ones_place_goes_on_with_its_files(processes: LocalCluster, tmp_path: Path) -> None:
+    def part(n: int) -> pd.DataFrame:
+        Path(tmp_path, f"{n}-{time.time_ns()}").touch()
+        while n >= 9 and not Path(tmp_path, "go").exists():
+            time.sleep(0.01)
+        return table(1000, seed=n)
+
+    def runs(number: int) -> int:
+        return len(list(tmp_path.glob(f"{number}-*")))
+
+    def stored(folder: str) -> list[int]:
+        """The numbers of the partitions whose pieces are there."""
+        numbers = []
+        for path in Path(folder).glob("*.pieces"):
+            with path.open("rb") as file:
+                _, _, (_, number) = pickle.loads(pieces._read_end(file.fileno())[1])
+                numbers.append(number)
+        return numbers
+
+    with Client(processes) as client:
+        client.wait_for_workers(3, timeout=60)
+        future = client.compute(dd.from_map(part, range(12), meta=table(1)).shuffle("key"))
+        deadline = time.monotonic() + 60
+        while min(map(runs, range(9, 12))) < 1 or not files(client):  # and now all workers are busy
+            assert time.monotonic() < deadline, (os.listdir(tmp_path), files(client))
+            time.sleep(0.01)
+        workers = client.scheduler_info()["workers"]
+        address = max(workers, key=lambda address: len(stored(workers[address]["local_directory"])))
+        left = stored(workers[address]["local_directory"])
+        os.kill(workers[address]["pid"], signal.SIGKILL)
+        while address in client.nthreads() or len(client.nthreads()) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        Path(tmp_path, "go").touch()
+        whole = pd.concat([table(1000, seed=n) for n in range(12)])
+        assert_frame_equal(sort(future.result(timeout=100)), sort(whole))
+        assert left and all(runs(number) == 1 for number in left)
 
 
 def test_files_that_vanish_are_made_again(processes: LocalCluster) -> None:
