@@ -31,18 +31,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from daskfleet.comm import Connection, parse_address
+from daskfleet.comm import parse_address
 from daskfleet.exceptions import DaskfleetError, Reschedule
-from daskfleet.protocol.frames import Buffer, Raw
+from daskfleet.protocol.frames import Buffer
 from daskfleet.worker.context import context
 
 if TYPE_CHECKING:
     from daskfleet.worker.server import Worker
 
-#: Bytes of pieces in an answer (or one piece that is larger), and answers that a worker has on their way at a time.
-PORTION, PORTIONS = 16 << 20, 4
-#: Seconds for an answer, and for the connection to take it before the next one is given anyway.
-PATIENCE, STUCK = 300.0, 30.0
+#: Seconds for an answer.
+PATIENCE = 300.0
 #: Times that a task is tried before it is given up for pieces that cannot be had.
 ATTEMPTS = 100
 #: Whether pieces of other workers are looked for in the file system first.
@@ -228,7 +226,7 @@ def _read_here(worker: Any, card: Card, number: int) -> Buffer | None:
         return None
     try:
         start, size = (own.index if own is not None else _index(card.path, descriptor)).find(number)
-        return _pread(descriptor, start, size)
+        return read_range(descriptor, start, size)
     finally:
         os.close(descriptor)
 
@@ -238,7 +236,8 @@ def _host(address: str) -> str:
     return parse_address(address).host
 
 
-def _pread(descriptor: int, start: int, size: int) -> bytes:
+def read_range(descriptor: int, start: int, size: int) -> bytes:
+    """All of these bytes of a file."""
     piece = os.pread(descriptor, size, start)
     if len(piece) == size:
         return piece
@@ -272,9 +271,9 @@ def _index(path: str, descriptor: int) -> Index:
 def _read_end(descriptor: int) -> tuple[Index, bytes]:
     """The index, and whose the pieces are."""
     end = os.fstat(descriptor).st_size - _TAIL.size
-    count, length = _TAIL.unpack(_pread(descriptor, end, _TAIL.size))
+    count, length = _TAIL.unpack(read_range(descriptor, end, _TAIL.size))
     size = 8 * (2 * count + 1)
-    raw = _pread(descriptor, end - size - length, size + length)
+    raw = read_range(descriptor, end - size - length, size + length)
     origin, numbers, starts = raw[:length], raw[length : length + 8 * count], raw[length + 8 * count :]
     return Index(array.array("Q", numbers), array.array("Q", starts)), origin
 
@@ -322,65 +321,6 @@ async def _ask(worker: Worker, address: str, wanted: list[tuple[int, str]], numb
         got.update({at: piece for (at, _), piece in zip(wanted, portion, strict=False)})
         wanted = wanted[len(portion) :]
     return got
-
-
-class Shelf:
-    """A worker's `Pieces` by path, as long as they live, and the answers to those who ask for some."""
-
-    def __init__(self) -> None:
-        self._pieces: weakref.WeakValueDictionary[str, Pieces] = weakref.WeakValueDictionary()
-        self._portions = asyncio.Semaphore(PORTIONS)
-        self._releasing: set[asyncio.Task[None]] = set()
-
-    def __setitem__(self, path: str, pieces: Pieces) -> None:
-        self._pieces[path] = pieces
-
-    def get(self, path: str) -> Pieces | None:
-        return self._pieces.get(path)
-
-    async def portion(self, connection: Connection, paths: Sequence[str], number: int) -> list[Any]:
-        """Piece `number` of the first few of `paths`, of at least one; None for what is not here.
-
-        Whoever asks waits until there is room: an answer counts until the connection has taken all of it.
-        """
-        await self._portions.acquire()
-        try:
-            pieces = await asyncio.to_thread(self._portion, paths, number)
-        finally:
-            releasing = asyncio.ensure_future(self._release(connection))
-            self._releasing.add(releasing)
-            releasing.add_done_callback(self._releasing.discard)
-        return pieces
-
-    async def _release(self, connection: Connection) -> None:
-        with contextlib.suppress(TimeoutError):  # others are not to wait for one that has been stopped
-            await asyncio.wait_for(connection.drain(), STUCK)
-        self._portions.release()
-
-    def _portion(self, paths: Sequence[str], number: int) -> list[Any]:
-        portion: list[Any] = []
-        total = 0
-        for path in paths:
-            held = self._pieces.get(path)
-            start, size = held.index.find(number) if held is not None else (0, 0)
-            if portion and total + size > PORTION:
-                break
-            total += size
-            portion.append(None if held is None else _from_file(path, start, size))
-        return portion
-
-
-def _from_file(path: str, start: int, size: int) -> Any:
-    if not size:
-        return b""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # whoever removed it has removed the pieces
-        return None
-    try:
-        return Raw(_pread(descriptor, start, size))
-    finally:
-        os.close(descriptor)
 
 
 class _Here:

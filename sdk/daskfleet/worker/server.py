@@ -34,8 +34,9 @@ from daskfleet.worker.joining import reach
 from daskfleet.worker.machine import Task, WorkerMachine
 from daskfleet.worker.memory import MemoryMonitor, Thresholds
 from daskfleet.worker.observing import Observer
-from daskfleet.worker.pieces import SUFFIX, Shelf, inherit
+from daskfleet.worker.pieces import SUFFIX, inherit
 from daskfleet.worker.plugins import WorkerPlugins
+from daskfleet.worker.shelf import Shelf
 from daskfleet.worker.spill import SpillBuffer
 from daskfleet.worker.stopping import Stopping
 

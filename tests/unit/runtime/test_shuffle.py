@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from daskfleet import Client, LocalCluster
-from daskfleet.worker import pieces
+from daskfleet.worker import pieces, shelf
 from pandas.testing import assert_frame_equal
 
 ROWS = 5000
@@ -33,7 +33,7 @@ def shared() -> Iterator[LocalCluster]:
 @pytest.fixture(params=["same files", "through the network"])
 def near_and_far(shared: LocalCluster, request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     monkeypatch.setattr(pieces, "SAME_FILES", request.param == "same files")
-    monkeypatch.setattr(pieces, "PORTION", 10_000)  # so that answers come in several
+    monkeypatch.setattr(shelf, "PORTION", 10_000)  # so that answers come in several
     with Client(shared) as client:
         yield client
 
