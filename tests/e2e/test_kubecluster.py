@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from daskfleet import KubeCluster
 from daskfleet.cli.clusters import main as daskfleet_command
 from daskfleet.deploy.kubernetes import ClusterNotFound, make_cluster_spec, make_worker_spec
+from daskfleet.deploy.kubernetes.errors import USER_RULES
 from daskfleet.deploy.kubernetes.spec import make_worker_group_spec
 
 square = functools.partial(pow, exp=2)  # a function that pods have, too
@@ -216,6 +217,10 @@ def test_the_command_over_clusters_in_two_namespaces(namespace, kubernetes_api, 
     eventually(lambda: shown in " ".join(run("list", "-n", namespace).split()))
     said = run("scale", "c", 2, status=1)
     assert said.startswith("Error: there are several clusters 'c': say which, ") and f"{other}/c" in said
+    with pytest.raises(
+        ClusterNotFound, match=f"no cluster 'c' in namespace 'default', but elsewhere: say .*'{other}/c'"
+    ):
+        KubeCluster.from_name("c", namespace="default")
     assert run("scale", "c", 1, "-n", other) == f"{other}/c scaled to 1\n"
     assert run("scale", f"{namespace}/c", 2) == f"{namespace}/c scaled to 2\n"
     run("scale", f"{namespace}/c", 1, "--worker-group", "red")
@@ -247,12 +252,7 @@ def test_the_dashboard_is_forwarded_until_ctrl_c(namespace):
 
 
 # What a user of KubeCluster needs, and no more; the README shows the same.
-ROLE = [
-    {"apiGroups": ["kubernetes.dask.org"], "resources": ["*"], "verbs": ["*"]},
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": [""], "resources": ["pods/log", "services", "secrets"], "verbs": ["get"]},
-    {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get", "create"]},
-]
+ROLE = [{"apiGroups": [group], "resources": names, "verbs": verbs} for group, names, verbs in USER_RULES]
 
 INSIDE = """
 import time

@@ -111,16 +111,6 @@ def account(kubectl, namespace, rules):
     return kubectl("-n", namespace, "create", "token", "user").strip()
 
 
-def test_a_right_that_is_missing_is_named(kubernetes_api, namespace, tmp_path, monkeypatch):
-    reading = [{"apiGroups": ["kubernetes.dask.org"], "resources": ["*"], "verbs": ["get", "list", "watch"]}]
-    token = account(kubernetes_api.kubectl, namespace, reading)
-    config = bed.kubeconfig_with(kubernetes_api.kubeconfig, tmp_path / "config", user={"token": token})
-    monkeypatch.setenv("KUBECONFIG", str(config))
-    with pytest.raises(Forbidden, match=r'resources: \["(daskclusters|pods)"\], verbs: \["(create|list)"\]') as caught:
-        KubeCluster(name="c", namespace=namespace)
-    assert f"system:serviceaccount:{namespace}:user may not" in str(caught.value)
-
-
 def test_credentials_that_expire_are_fetched_again(kubernetes_api, namespace, tmp_path, monkeypatch):
     """A plugin hands out a bad token first, as one that has expired meanwhile, and a good one when asked again."""
     rules = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
@@ -160,6 +150,23 @@ class TestWithAnOperator:
     @pytest.fixture(autouse=True)
     def _operator(self, operator_in_cluster):
         pass
+
+    def test_a_right_that_is_missing_is_named_with_the_role_that_gives_it(
+        self, kubernetes_api, namespace, tmp_path, monkeypatch
+    ):
+        reading = [{"apiGroups": ["kubernetes.dask.org"], "resources": ["*"], "verbs": ["get", "list", "watch"]}]
+        token = account(kubernetes_api.kubectl, namespace, reading)
+        config = bed.kubeconfig_with(kubernetes_api.kubeconfig, tmp_path / "config", user={"token": token})
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        with pytest.raises(
+            Forbidden, match=r'resources: \["(daskclusters|pods)"\], verbs: \["(create|list)"\]'
+        ) as caught:
+            KubeCluster(name="c", namespace=namespace)
+        sentence, _, manifest = str(caught.value).split("\n", 2)
+        assert sentence.startswith(f"system:serviceaccount:{namespace}:user may not")
+        kubernetes_api.kubectl("apply", "-f", "-", input=manifest)
+        with KubeCluster(name="c", namespace=namespace, n_workers=1) as cluster, cluster.get_client() as client:
+            assert client.submit(sum, [1, 2]).result(timeout=60) == 3
 
     def test_an_image_name_that_is_none_does_not_wait_for_the_deadline(self, namespace, clusters):
         with pytest.raises(StartFailed, match="No Such/Image!") as caught:

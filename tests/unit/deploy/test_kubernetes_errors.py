@@ -1,6 +1,7 @@
 """What users are told, and which of it is certain."""
 
 import pytest
+import yaml
 from daskfleet.deploy.kubernetes import errors
 from daskfleet.deploy.kubernetes.diagnosis import phase, pod_problem, reconciled, resource_problem
 
@@ -109,10 +110,32 @@ def test_a_403_names_the_rule_that_is_missing():
     )
     error = errors.from_status(403, {"message": message})
     assert isinstance(error, errors.Forbidden) and isinstance(error, PermissionError)
-    assert str(error) == (
+    sentence, _, manifest = str(error).split("\n", 2)
+    assert sentence == (
         "system:serviceaccount:n:me may not create daskclusters in namespace n; a Role bound to it needs the rule "
         '{apiGroups: ["kubernetes.dask.org"], resources: ["daskclusters"], verbs: ["create"]}'
     )
+    role, binding = yaml.safe_load_all(manifest)
+    assert (role["kind"], role["metadata"]["namespace"]) == ("Role", "n")
+    assert {"apiGroups": ["kubernetes.dask.org"], "resources": ["*"], "verbs": ["*"]} in role["rules"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "namespace": "n", "name": "me"}]
+
+
+def test_a_right_that_no_namespace_has_takes_a_cluster_role_of_it_alone():
+    message = (
+        'nodes is forbidden: User "me@example.com" cannot list resource "nodes" in API group "" at the cluster scope'
+    )
+    role, binding = yaml.safe_load_all(str(errors.from_status(403, {"message": message})).split("\n", 2)[2])
+    assert role["kind"] == "ClusterRole" and "namespace" not in role["metadata"]
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}]
+    assert binding["subjects"][0]["name"] == "me@example.com" and binding["roleRef"]["kind"] == "ClusterRole"
+
+
+def test_a_right_that_kubecluster_does_not_need_is_added():
+    said = errors.role_manifest("system:serviceaccount:n:me", "n", ("apps", "deployments", "patch"))
+    role = next(yaml.safe_load_all(said))
+    assert role["rules"][-1] == {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["patch"]}
+    assert len(role["rules"]) == len(errors.USER_RULES) + 1
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from daskfleet.deploy.kubernetes import credentials
 from daskfleet.deploy.kubernetes.errors import ApiError, KubeConfigError, KubernetesError, Unreachable, from_status
 from daskfleet.deploy.kubernetes.spec import API_VERSION
 
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PLURALS = {"DaskCluster": "daskclusters", "DaskWorkerGroup": "daskworkergroups", "DaskAutoscaler": "daskautoscalers"}
 MERGE_PATCH = "application/merge-patch+json"
 # A watch ends itself after this many seconds and is resumed: a peer that vanished is noticed then at the latest.
@@ -85,7 +83,8 @@ class Api:
 
     def __init__(self, context: str | None) -> None:
         self._context = context
-        self._client: Any = None
+        self._clients: list[Any] = []  # the last is in use; streams that began with earlier credentials go on
+        self._loading = asyncio.Lock()
         self.host = ""
         self.namespace = "default"
         self.in_cluster = False
@@ -115,7 +114,7 @@ class Api:
     async def _load(self) -> None:
         ApiClient, Configuration = load_library()
         configuration = Configuration()
-        self.in_cluster = await self._configure(configuration)
+        self.namespace, self.in_cluster = await credentials.load(configuration, self._context)
         configuration.connection_pool_maxsize = 0  # every forwarded connection holds one: no limit
         self.host = configuration.host
         self.ca_file = configuration.ssl_ca_cert
@@ -123,52 +122,22 @@ class Api:
             client = ApiClient(configuration=configuration)
         except (OSError, ValueError) as error:
             raise KubeConfigError(f"the certificates that the kubeconfig names cannot be used: {error}") from None
-        previous, self._client = self._client, client
-        if previous is not None:
-            await previous.close()
+        self._clients.append(client)
 
-    async def _configure(self, configuration: Any) -> bool:
-        """Fill `configuration` from the kubeconfig, else from the pod's service account; return whether the latter."""
-        from kubernetes.aio import config as kubernetes_config
+    @property
+    def _client(self) -> Any:
+        return self._clients[-1]
 
-        config: Any = kubernetes_config  # untyped
-        files, found = _kubeconfig_files()
-        try:
-            if found:
-                loader = await config.load_kube_config(
-                    config_file=files, context=self._context, client_configuration=configuration
-                )
-                if loader.provider is None and loader._user and "exec" in loader._user:
-                    self._renew_by_plugin(configuration, loader)
-                self.namespace = loader.current_context["context"].get("namespace") or "default"
-                return False
-            if "KUBERNETES_SERVICE_HOST" in os.environ and (SERVICE_ACCOUNT / "token").exists():
-                config.load_incluster_config(client_configuration=configuration)
-                self.namespace = (SERVICE_ACCOUNT / "namespace").read_text().strip()
-                return True
-        except (config.ConfigException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if self._context and self._context not in (names := _contexts(config, files)):
-                raise KubeConfigError(
-                    f"the kubeconfig {files} has no context {self._context!r}; it has: {', '.join(names) or 'none'}"
-                ) from None
-            raise KubeConfigError(f"the kubeconfig {files} cannot be used: {error}") from None
-        raise KubeConfigError(
-            f"no Kubernetes configuration: there is no kubeconfig at {files}, and this process is not in a pod; "
-            "set KUBECONFIG to one that works with kubectl"
-        )
-
-    def _renew_by_plugin(self, configuration: Any, loader: Any) -> None:
-        async def renew(settings: Any) -> None:
-            await loader.load_from_exec_plugin()  # answers at once while the credentials it holds are good
-            settings.api_key["BearerToken"] = loader.token
-
-        if "token" in vars(loader):
-            configuration.refresh_api_key_hook = renew
+    async def _renew(self, used: Any) -> None:
+        """Load the credentials again, unless another request has done so since this one began with `used`."""
+        async with self._loading:
+            if used is self._client:
+                await self._load()
 
     async def close(self) -> None:
         """Give back all connections. Idempotent."""
-        if self._client is not None:
-            await self._client.close()
+        for client in self._clients:
+            await client.close()
 
     # ------------------------------------------------------------------------------------------------------ requests
 
@@ -230,9 +199,10 @@ class Api:
         while True:
             error: KubernetesError
             try:
+                client = self._client
                 url, headers = await self._address(method, path, params)
                 headers["Content-Type"] = content_type
-                answer = await self._client.rest_client.request(
+                answer = await client.rest_client.request(
                     method, url, headers=headers, body=body, _request_timeout=limits
                 )
                 response = answer.response
@@ -244,7 +214,7 @@ class Api:
                 error = self._unreachable(problem)
             if isinstance(error, ApiError) and error.status == 401 and not renewed:
                 renewed = True
-                await self._load()
+                await self._renew(client)
                 continue
             passing = isinstance(error, Unreachable) or (isinstance(error, ApiError) and error.status in PASSING)
             if not passing or clock() + delay > deadline:
@@ -353,36 +323,11 @@ class Api:
                 timeout=10,
             )
         except aiohttp.WSServerHandshakeError as error:
+            if error.status == 403:
+                await self.get(path, **params)  # refused as well, with the reason
             raise from_status(error.status, {"message": error.message}) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(error) from None
-
-
-def _kubeconfig_files() -> tuple[str, bool]:
-    """The kubeconfig files as KUBECONFIG or the default name them, and whether there is one."""
-    files = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
-    return files, any(path and Path(path).expanduser().exists() for path in files.split(os.pathsep))
-
-
-def is_configured() -> bool:
-    """Whether there is a kubeconfig, or this process runs in a pod that has an account."""
-    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and (SERVICE_ACCOUNT / "token").exists()
-    return in_pod or _kubeconfig_files()[1]
-
-
-def configured_context() -> str | None:
-    """The context that dask's configuration names, ``kubernetes.context``; None for the kubeconfig's own choice."""
-    import dask
-
-    context = dask.config.get("kubernetes.context", None)
-    return None if context is None else str(context)
-
-
-def _contexts(config: Any, files: str) -> list[str]:
-    try:
-        return sorted(str(context["name"]) for context in config.list_kube_config_contexts(files)[0])
-    except (config.ConfigException, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
 
 
 async def _status_object(response: Any) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from daskfleet.deploy.cluster import Logs
 from daskfleet.deploy.discovery import FoundCluster
 from daskfleet.deploy.kubernetes import fixed, lifecycle
-from daskfleet.deploy.kubernetes.api import Api, configured_context, is_configured
+from daskfleet.deploy.kubernetes.api import Api
+from daskfleet.deploy.kubernetes.credentials import configured_context, is_configured
 from daskfleet.deploy.kubernetes.errors import KubernetesError, OperatorMissing
 from daskfleet.deploy.kubernetes.kubecluster import KubeCluster
 from daskfleet.deploy.kubernetes.lifecycle import Summary

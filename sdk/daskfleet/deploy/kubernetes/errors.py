@@ -17,7 +17,8 @@
         ├── StartTimeout           … within resource_timeout (also a TimeoutError)
         └── OperatorMissing        nobody reconciles DaskCluster resources here
 
-Every message is one sentence for a person, with what to do where we know it; none holds a token.
+Every message is one sentence for a person, with what to do where we know it (for a missing right that is a manifest
+below it); none holds a token.
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ from typing import Any
 
 from daskfleet import exceptions
 from daskfleet.exceptions import DaskfleetError
+
+#: What a user of KubeCluster needs: API group, resources, verbs.
+USER_RULES = (
+    ("kubernetes.dask.org", ["*"], ["*"]),
+    ("", ["pods"], ["get", "list", "watch"]),
+    ("", ["pods/log", "services", "secrets"], ["get"]),
+    ("", ["pods/portforward"], ["get", "create"]),
+)
 
 INSTALL_OPERATOR = "kubectl apply -f crds/ -f operator/deploy/"
 
@@ -145,7 +154,60 @@ def _missing_rule(match: re.Match[str]) -> str:
     namespace = match["namespace"]
     kind = "Role" if namespace else "ClusterRole"
     where = f" in namespace {namespace}" if namespace else ""
+    user, verb, resource, group = match["user"], match["verb"], match["resource"], match["group"]
     return (
-        f"{match['user']} may not {match['verb']} {match['resource']}{where}; a {kind} bound to it needs the rule "
-        f'{{apiGroups: ["{match["group"]}"], resources: ["{match["resource"]}"], verbs: ["{match["verb"]}"]}}'
+        f"{user} may not {verb} {resource}{where}; a {kind} bound to it needs the rule "
+        f"{_rule(group, [resource], [verb])}\n"
+        "This gives it, and all else that KubeCluster needs; for whoever may apply it, by kubectl apply -f -\n"
+        + role_manifest(user, namespace, (group, resource, verb))
     )
+
+
+def role_manifest(user: str, namespace: str | None, missing: tuple[str, str, str]) -> str:
+    """YAML of the Role that a user of KubeCluster needs, with what is missing if that is more, and of its binding.
+
+    Parameters
+    ----------
+    user
+        As the API server calls it.
+    namespace
+        Where; None for a right that no namespace has, which takes a ClusterRole of that alone.
+    missing
+        API group, resource and verb.
+    """
+    group, resource, verb = missing
+    covered = any(
+        group == known and (resource in names or "*" in names) and (verb in verbs or "*" in verbs)
+        for known, names, verbs in USER_RULES
+    )
+    rules = list(USER_RULES) if namespace else []
+    if not covered or not namespace:
+        rules.append((group, [resource], [verb]))
+    kind = "Role" if namespace else "ClusterRole"
+    where = f", namespace: {namespace}" if namespace else ""
+    account = re.fullmatch("system:serviceaccount:([^:]+):([^:]+)", user)
+    subject = (
+        f"{{kind: ServiceAccount, namespace: {account[1]}, name: {account[2]}}}"
+        if account
+        else f'{{kind: User, apiGroup: rbac.authorization.k8s.io, name: "{user}"}}'
+    )
+    return "\n".join(
+        [
+            "apiVersion: rbac.authorization.k8s.io/v1",
+            f"kind: {kind}",
+            f"metadata: {{name: daskfleet-user{where}}}",
+            "rules:",
+            *(f"- {_rule(*rule)}" for rule in rules),
+            "---",
+            "apiVersion: rbac.authorization.k8s.io/v1",
+            f"kind: {kind}Binding",
+            f"metadata: {{name: daskfleet-user{where}}}",
+            f"roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: {kind}, name: daskfleet-user}}",
+            f"subjects: [{subject}]",
+        ]
+    )
+
+
+def _rule(group: str, names: list[str], verbs: list[str]) -> str:
+    parts = (", ".join(f'"{item}"' for item in items) for items in ([group], names, verbs))
+    return "{{apiGroups: [{}], resources: [{}], verbs: [{}]}}".format(*parts)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +18,8 @@ from typing import Any, Self
 from daskfleet.deploy.cluster import Cluster, Log, Logs
 from daskfleet.deploy.kubernetes import adoption, fixed, lifecycle
 from daskfleet.deploy.kubernetes import spec as specs
-from daskfleet.deploy.kubernetes.api import Api, configured_context, load_library
+from daskfleet.deploy.kubernetes.api import Api, load_library
+from daskfleet.deploy.kubernetes.credentials import configured_context
 from daskfleet.deploy.kubernetes.errors import (
     ClusterExists,
     InvalidManifest,
@@ -43,6 +44,24 @@ class CreateMode(Enum):
     CREATE_ONLY = "CREATE_ONLY"
     CREATE_OR_CONNECT = "CREATE_OR_CONNECT"
     CONNECT_ONLY = "CONNECT_ONLY"
+
+
+class Adapting:
+    """Adaptive scaling that is being asked for: its bounds, and something to await.
+
+    Attributes
+    ----------
+    minimum, maximum
+        Bounds of the number of workers.
+    """
+
+    def __init__(self, minimum: int, maximum: float, doing: asyncio.Future[Any]) -> None:
+        self.minimum = minimum
+        self.maximum = maximum
+        self._doing = doing
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._doing.__await__()
 
 
 class KubeCluster(Cluster):
@@ -354,7 +373,8 @@ class KubeCluster(Cluster):
         Returns
         -------
         Adaptive or None
-            What decides, if it is this session.
+            What decides, if it is this session. An asynchronous cluster gives something to await, with the bounds as
+            `minimum` and `maximum`, as those expect who show them.
         """
         if not enabled:
             return self.sync(self._end_adapt)
@@ -362,7 +382,8 @@ class KubeCluster(Cluster):
             raise TypeError(f"the operator decides {', '.join(options)}: adapt takes minimum, maximum and enabled")
         if options:
             return self._adapt_from_here(minimum, maximum, **options)
-        return self.sync(self._adapt, minimum, maximum)
+        doing = self.sync(self._adapt, minimum, maximum)
+        return Adapting(minimum, maximum, doing) if isinstance(doing, asyncio.Future) else doing
 
     async def _adapt(self, minimum: int, maximum: float) -> Any:
         link = self._connected()

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 from daskfleet.deploy.kubernetes import connect, diagnosis
-from daskfleet.deploy.kubernetes.api import SERVICE_ACCOUNT, Api, resource_path
+from daskfleet.deploy.kubernetes.api import Api, resource_path
 from daskfleet.deploy.kubernetes.connect import Endpoint
+from daskfleet.deploy.kubernetes.credentials import SERVICE_ACCOUNT
 from daskfleet.deploy.kubernetes.errors import (
     INSTALL_OPERATOR,
     ApiError,
@@ -38,6 +39,8 @@ TLS_VARIABLE = "DASK_DISTRIBUTED__COMM__TLS__"
 # An operator takes notice within milliseconds; one that is just being restarted, or is electing a leader, within this.
 OPERATOR_PATIENCE = 15.0
 LOG_LINES = 10
+# Seconds for the scheduler to answer at its Service's outside address before a port is forwarded instead.
+PUBLIC_PATIENCE = 3.0
 
 
 class Link:
@@ -221,6 +224,9 @@ class Link:
             self.http_address = f"http://{endpoint.host}:{endpoint.http_port}"
             try:
                 identity: dict[str, Any] = await self.fetch("/json/identity.json")
+                if public := await self._public_endpoint(identity.get("id")):
+                    endpoint = public
+                    self.http_address = f"http://{endpoint.host}:{endpoint.http_port}"
                 scheme = urlsplit(str(identity.get("address", ""))).scheme or "tcp"
                 self.scheduler_address = f"{scheme}://{endpoint.host}:{endpoint.comm_port}"
                 self.engine = await self._engine()
@@ -248,26 +254,32 @@ class Link:
                 return Endpoint(pod["status"]["podIP"], COMM_PORT, HTTP_PORT)
             return connect.in_cluster_endpoint(service, self.namespace)
         comm, http = self._forwards
-        forwarded = Endpoint("127.0.0.1", comm.local_port, http.local_port)
+        return Endpoint("127.0.0.1", comm.local_port, http.local_port)
+
+    async def _public_endpoint(self, scheduler_id: Any) -> Endpoint | None:
+        """The Service's address outside the cluster, if it has one and this very scheduler answers there.
+
+        A node's address may mean something else where we are, or end at a proxy that takes every connection.
+        """
         spec = ((self.view.cluster or {}).get("spec") or {}).get("scheduler") or {}
         kind = (spec.get("service") or {}).get("type", "ClusterIP")
-        if kind == "ClusterIP" or self._forward or self.fixed is not None:
-            return forwarded
-        return await self._public_endpoint(service, kind) or forwarded
-
-    async def _public_endpoint(self, service: str, kind: str) -> Endpoint | None:
-        """The Service's address outside the cluster, if there is one and it answers."""
+        if kind == "ClusterIP" or self._forwards is None or self._forward or self.fixed is not None:
+            return None
         try:
-            found = await self.api.get(resource_path("services", self.namespace, service))
-            nodes = (await self.api.get("/api/v1/nodes"))["items"] if kind == "NodePort" else []
-            if endpoint := connect.outside_endpoint(found, nodes):
-                opening = asyncio.open_connection(endpoint.host, endpoint.http_port)
-                _, writer = await asyncio.wait_for(opening, timeout=2)
+            async with asyncio.timeout(PUBLIC_PATIENCE):
+                found = await self.api.get(resource_path("services", self.namespace, f"{self.name}-scheduler"))
+                nodes = (await self.api.get("/api/v1/nodes"))["items"] if kind == "NodePort" else []
+                endpoint = connect.outside_endpoint(found, nodes)
+                if endpoint is None:
+                    return None
+                url = f"http://{endpoint.host}:{endpoint.http_port}/json/identity.json"
+                if (await self._get(url)).get("id") != scheduler_id:
+                    return None
+                _, writer = await asyncio.open_connection(endpoint.host, endpoint.comm_port)
                 writer.close()
                 return endpoint
-        except (KubernetesError, OSError):  # a firewall, a balancer not programmed yet, no right to list nodes
-            pass
-        return None
+        except (KubernetesError, OSError, AttributeError):  # a firewall, a balancer not ready, no right to list nodes
+            return None
 
     # ------------------------------------------------------------------------------------------------------- telling
 
@@ -331,9 +343,11 @@ class Link:
 
     async def fetch(self, path: str, **query: Any) -> Any:
         """GET JSON from the scheduler. Raises OSError when it does not answer."""
+        return await self._get(self.http_address + path + ("?" + urlencode(query) if query else ""))
+
+    async def _get(self, url: str) -> Any:
         import aiohttp
 
-        url = self.http_address + path + ("?" + urlencode(query) if query else "")
         try:
             async with self._session.get(url) as response:
                 body = await response.read()
