@@ -143,7 +143,7 @@ async def test_a_token_file_is_read_again(kubernetes_api, namespace, tmp_path, m
 
 
 OUTSIDE = """
-import json, subprocess, sys
+import json, socket, subprocess, sys, time
 from daskfleet import KubeCluster
 kubectl = [*sys.argv[1].split(), "-n", {namespace!r}]
 with KubeCluster(name="c", namespace={namespace!r}, n_workers=1, scheduler_service_type={kind!r}) as cluster:
@@ -152,6 +152,11 @@ with KubeCluster(name="c", namespace={namespace!r}, n_workers=1, scheduler_servi
         ingress = {{"status": {{"loadBalancer": {{"ingress": [{{"ip": sys.argv[2]}}]}}}}}}
         patch = ["patch", "service", "c-scheduler", "--subresource=status", "--type=merge", "-p", json.dumps(ingress)]
         subprocess.run([*kubectl, *patch], check=True, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 30
+        with socket.socket() as probe:
+            while probe.connect_ex((sys.argv[2], 8787)):  # until kube-proxy has its rules
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
     with KubeCluster.from_name("c", namespace={namespace!r}) as again, again.get_client() as client:
         print("then", again.scheduler_address, client.submit(sum, [1, 2]).result(timeout=60))
 """

@@ -137,9 +137,9 @@ class Link:
         messages, cids = self._sent.unfinished()
         for message in (("know", known), ("want", there), *messages):
             self._scheduler.send(message)
+        self._flush()  # what was submitted meanwhile, before it is asked for
         self._scheduler.send(("want", [(state.cid, state.key) for state in states if state.status == PENDING]))
         self._scheduler.send(("release", [cid for cid in cids if cid not in self._by_cid]))
-        self._flush()
         logger.info("connected to the scheduler again, with %d futures", len(states))
 
     def _give_up(self, reason: str) -> None:

@@ -172,9 +172,9 @@ class Peers:
 
     def _on_client_gone(self, connection: Connection, error: Exception | None) -> None:
         client = self._peers.pop(connection, None)
-        if type(client) is not ClientState:
-            return
-        self._connections.pop(client, None)
+        if type(client) is not ClientState or self._connections.get(client) is not connection:
+            return  # it came back before its old connection was seen to end, as behind a proxy or a port-forward
+        del self._connections[client]
         if client.leaving:
             self._drop_client(client)
         else:

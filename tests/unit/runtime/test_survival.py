@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 
 import pytest
-from daskfleet import Client, Scheduler, Worker, get_worker
+from daskfleet import Client, LocalCluster, Scheduler, Worker, get_worker
 from daskfleet.client import link
+from daskfleet.scheduler import peers
 
 
 @contextlib.asynccontextmanager
@@ -200,3 +201,37 @@ async def test_a_cluster_that_ends_on_purpose_is_not_looked_for():
         with pytest.raises(asyncio.CancelledError, match="the end"):
             await never
         assert client.status == "closed"
+
+
+async def test_a_client_that_is_back_before_its_old_connection_was_seen_to_end_keeps_its_futures(monkeypatch):
+    """A proxy, or the API server that forwards a port, may keep the far side of a connection open for a while."""
+    monkeypatch.setattr(peers, "CLIENT_GRACE", 0.2)
+    async with LocalCluster(n_workers=1, processes=False, dashboard_address=None, asynchronous=True) as cluster:
+        host, _, port = cluster.scheduler_address.removeprefix("tcp://").partition(":")
+        near, far = [], []
+
+        async def pump(source, sink):
+            with contextlib.suppress(OSError):
+                while data := await source.read(1 << 16):
+                    sink.write(data)
+
+        async def serve(reader, writer):
+            there, away = await asyncio.open_connection(host, int(port))
+            near.append(writer)
+            far.append(away)
+            await asyncio.gather(pump(reader, away), pump(there, writer))
+
+        proxy = await asyncio.start_server(serve, "127.0.0.1", 0)
+        address = f"tcp://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        async with Client(address, security=cluster.security, asynchronous=True) as client:
+            kept = await client.scatter({"a": 1}, direct=False)
+            first = far[0]
+            near[0].transport.abort()
+            while len(near) < 2:
+                await asyncio.sleep(0.01)
+            assert await asyncio.wait_for(client.submit(sum, [1, 2]), 20) == 3
+            first.close()
+            await asyncio.sleep(0.5)  # longer than a lost client's futures are kept
+            assert await asyncio.wait_for(client.submit(sum, [3, 4]), 20) == 7
+            assert await asyncio.wait_for(kept["a"], 20) == 1
+        proxy.close()
