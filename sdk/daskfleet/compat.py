@@ -7,7 +7,6 @@ when it is first imported, by a finder that stands last in line: an installed di
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import importlib.machinery
 import importlib.util
 import inspect
@@ -119,14 +118,15 @@ def as_distributed() -> bool:
     return True
 
 
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _Finder:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         root, _, rest = fullname.partition(".")
         if root != "distributed" or (rest and rest not in MODULES):
             return None
-        return importlib.machinery.ModuleSpec(fullname, self, is_package=not rest or f"{rest}." in ".".join(MODULES))
+        is_package = not rest or f"{rest}." in ".".join(MODULES)
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=is_package)  # type: ignore[arg-type]
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         return _Alias(spec.name)

@@ -15,13 +15,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-from urllib.request import urlopen
-
-import click
+from typing import TYPE_CHECKING, Any
 
 from daskfleet import config
 from daskfleet.exceptions import DaskfleetError
+from daskfleet.importing import Lazy
+
+if TYPE_CHECKING:
+    import click
+else:
+    click = Lazy("click")
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +99,8 @@ class Preloads:
 def load(name: str) -> ModuleType:
     """The module that a name, file or URL stands for."""
     if name.startswith(("http://", "https://")):
+        from urllib.request import urlopen
+
         with urlopen(name, timeout=TIMEOUT) as answer:
             source = answer.read().decode()
         return _from_source(Path(name).stem, source, name)

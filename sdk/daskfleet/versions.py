@@ -6,7 +6,6 @@ import functools
 import os
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 #: What both sides have to have alike; the others are looked at only where a side has them.
@@ -31,6 +30,8 @@ def versions(more: frozenset[str] = frozenset()) -> dict[str, str | None]:
     more
         Further packages; those of this process's environment are added.
     """
+    from importlib import metadata  # it takes a while
+
     found: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in sorted({*REQUIRED[1:], *OPTIONAL, *os.environ.get(MORE_VARIABLE, "").split(), *more}):
         try:

@@ -24,6 +24,30 @@ def test_servers_do_without_dask():
     assert run(SERVERS + "print('dask' in sys.modules)") == "False"
 
 
+def test_a_client_is_there_without_dask():
+    assert run("from daskfleet import Client; import sys; print('dask' in sys.modules)") == "False"
+
+
+def test_a_client_that_was_there_before_dask_computes_its_collections():
+    code = """
+import asyncio, sys
+from daskfleet import Client, Scheduler, Worker
+
+async def main():
+    async with Scheduler(port=0, dashboard_address=None) as scheduler:
+        async with Worker(scheduler.address, nthreads=1), Client(scheduler.address, asynchronous=True) as client:
+            assert "dask" not in sys.modules
+            assert await client.submit(sum, [1, 2]) == 3
+            import dask
+            assert dask.config.get("scheduler").id == client.id
+        assert dask.config.get("scheduler", None) is None
+
+asyncio.run(asyncio.wait_for(main(), 60))
+print("right")
+"""
+    assert run(code) == "right"
+
+
 @pytest.mark.parametrize("loaded", [False, True])
 def test_a_function_runs_when_a_module_is_imported(loaded):
     code = (

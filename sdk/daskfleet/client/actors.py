@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from daskfleet import loop as loops
 from daskfleet.client.current import current_client
-from daskfleet.client.future import Future, unbound
 from daskfleet.client.inside import giving_way
 from daskfleet.client.times import seconds
 from daskfleet.protocol.messages import Key
@@ -23,6 +22,7 @@ from daskfleet.worker.context import current_key, get_worker
 
 if TYPE_CHECKING:
     from daskfleet.client.client import Client
+    from daskfleet.client.future import Future
 
 T = TypeVar("T")
 
@@ -112,6 +112,8 @@ class Actor:
 
 
 def _arrived(cls: type, address: str, key: Key) -> Actor:
+    from daskfleet.client.future import unbound
+
     return Actor(cls, address, key, future=unbound(key))
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from daskfleet import loop as loops
 from daskfleet.client.executor import CompatibleExecutor
 from daskfleet.client.extending import Extending
 from daskfleet.client.looking import Looking
 from daskfleet.client.sharing import BUILT_IN, EventHandler
-from daskfleet.worker.server import Worker
+
+if TYPE_CHECKING:
+    from daskfleet.worker.server import Worker
 
 
 class Client(Looking, Extending):

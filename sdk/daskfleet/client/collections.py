@@ -7,17 +7,22 @@ here is about doing that in one pass over a graph that may have a million tasks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dask._task_spec import TaskRef
-from dask.base import is_dask_collection
-
-from daskfleet.client.encode import GraphEncoder, annotations_by_key, as_nodes
-from daskfleet.client.future import FINISHED, PENDING, Future, FutureState
 from daskfleet.client.garbage import paused_collection
 from daskfleet.client.options import graph_options
+from daskfleet.client.states import FINISHED, PENDING, FutureState
 from daskfleet.client.submitting import CHUNK, Submitting
+from daskfleet.importing import Lazy
 from daskfleet.protocol.messages import Key
+
+if TYPE_CHECKING:
+    from dask import base
+
+    from daskfleet.client import encode
+    from daskfleet.client import future as handles
+else:
+    base, encode, handles = Lazy("dask.base"), Lazy("daskfleet.client.encode"), Lazy("daskfleet.client.future")
 
 
 class Collections(Submitting):
@@ -54,12 +59,13 @@ class Collections(Submitting):
         items = [collections] if single else list(collections)
         with paused_collection():
             futures = [
-                self._compute_one(item, optimize_graph, kwargs) if is_dask_collection(item) else item for item in items
+                self._compute_one(item, optimize_graph, kwargs) if base.is_dask_collection(item) else item
+                for item in items
             ]
         result = futures[0] if single else futures
         return self.gather(result) if sync else result
 
-    def _compute_one(self, collection: Any, optimize_graph: bool, kwargs: dict[str, Any]) -> Future:
+    def _compute_one(self, collection: Any, optimize_graph: bool, kwargs: dict[str, Any]) -> handles.Future:
         """A future of one collection's final value: its finalising step is a task of its own."""
         from dask.base import collections_to_expr
         from dask.tokenize import tokenize
@@ -98,7 +104,7 @@ class Collections(Submitting):
         *,
         priority: int = 0,
         **options: Any,
-    ) -> list[Future]:
+    ) -> list[handles.Future]:
         """Send a graph; futures of `keys`, in their order."""
         from dask._expr import Expr
         from dask.highlevelgraph import HighLevelGraph
@@ -111,20 +117,20 @@ class Collections(Submitting):
         elif isinstance(dsk, HighLevelGraph):
             annotations = {}
             dsk = dsk.to_dict()
-        graph = as_nodes(dict(dsk))
+        graph = encode.as_nodes(dict(dsk))
         _check(graph, keys, self._states)
-        by_key = annotations_by_key(annotations)
+        by_key = encode.annotations_by_key(annotations)
         shared = {name: value for name, value in options.items() if value is not None}
         self._announce_span(shared)
         positions = order(graph)
-        outside: list[Future] = []  # held until the message is queued
+        outside: list[handles.Future] = []  # held until the message is queued
 
         def number(key: Key) -> int:
             future = self._want(key)
             outside.append(future)
             return -future._state.cid
 
-        encoder = GraphEncoder(number)
+        encoder = encode.GraphEncoder(number)
         states: dict[Key, FutureState] = {}
         wanted = set(keys)
         graph_number = next(self._graphs)
@@ -147,7 +153,7 @@ class Collections(Submitting):
                 self._send(("tasks", graph_number, True, priority, [], [], []))
             raise
         self._send(("tasks", graph_number, True, priority, *encoder.take(), rows))
-        return [Future(states[key]) if key in states else self._want(key) for key in keys]
+        return [handles.Future(states[key]) if key in states else self._want(key) for key in keys]
 
     def normalize_collection(self, collection: Any) -> Any:
         """`collection` with what this client computes already in place of the tasks that would compute it again."""
@@ -157,30 +163,30 @@ class Collections(Submitting):
             reference = self._states.get(key)
             state = reference() if reference is not None else None
             if state is not None and state.status in (PENDING, FINISHED):
-                known[key] = Future(state)
+                known[key] = handles.Future(state)
         if not known:
             return collection
         rebuild, args = collection.__dask_postpersist__()
         return rebuild({**graph, **known}, *args)
 
-    def futures_of(self, collections: Any) -> list[Future]:
+    def futures_of(self, collections: Any) -> list[handles.Future]:
         """The futures inside persisted collections."""
         return futures_of(collections, self)
 
 
-def futures_of(collections: Any, client: Any = None) -> list[Future]:
+def futures_of(collections: Any, client: Any = None) -> list[handles.Future]:
     """The futures inside persisted collections, in no particular order, each once."""
-    found: dict[Key, Future] = {}
+    found: dict[Key, handles.Future] = {}
     stack = [collections]
     while stack:
         item = stack.pop()
-        if isinstance(item, Future):
+        if isinstance(item, handles.Future):
             found[item.key] = item
         elif isinstance(item, (list, tuple, set, frozenset)):
             stack.extend(item)
         elif isinstance(item, dict):
             stack.extend(item.values())
-        elif is_dask_collection(item):
+        elif base.is_dask_collection(item):
             stack.extend(dict(item.__dask_graph__()).values())
     return list(found.values())
 
@@ -191,7 +197,7 @@ def _as_is(value: Any) -> Any:
 
 def keys_of(futures: Any) -> list[Key]:
     """The keys of a future, of several, or of a collection."""
-    return [future.key for future in ([futures] if isinstance(futures, TaskRef) else futures_of(futures))]
+    return [future.key for future in ([futures] if isinstance(futures, handles.Future) else futures_of(futures))]
 
 
 def _check(graph: Mapping[Key, Any], keys: Sequence[Key], known: Mapping[Key, Any]) -> None:
@@ -210,7 +216,7 @@ def _flatten(keys: Any) -> Iterator[Key]:
         yield keys
 
 
-def _pack_keys(keys: Any, by_key: Mapping[Key, Future]) -> Any:
+def _pack_keys(keys: Any, by_key: Mapping[Key, handles.Future]) -> Any:
     if isinstance(keys, list):
         return [_pack_keys(key, by_key) for key in keys]
     return by_key[keys]

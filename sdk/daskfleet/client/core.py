@@ -11,14 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Self, cast
 
-import dask
-from dask.utils import parse_timedelta
-
 from daskfleet import config
 from daskfleet import loop as loops
 from daskfleet import scheduler_file as files
 from daskfleet.client import current
-from daskfleet.client.future import Future
 from daskfleet.client.inside import giving_way
 from daskfleet.client.link import Link
 from daskfleet.client.times import seconds
@@ -31,6 +27,7 @@ from daskfleet.worker.context import in_task
 
 if TYPE_CHECKING:
     from daskfleet.client.client import Client
+    from daskfleet.client.future import Future
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +63,7 @@ class Core(Link):
         self.cluster: Any = None
         self.security = security
         self._own_cluster = False
-        self._timeout = float(parse_timedelta(timeout if timeout is not None else _configured_timeout()))
+        self._timeout = seconds(timeout if timeout is not None else _configured_timeout()) or 0.0
         self._direct = direct_to_workers
         self._scheduler_file: str | None = None  # which says where the scheduler is, if that is how we found it
         self._set_as_default = set_as_default
@@ -85,7 +82,7 @@ class Core(Link):
         if address is None and scheduler_file is not None:
             self._scheduler_file = scheduler_file
             return None
-        return address if address is not None else dask.config.get("scheduler-address", None)
+        return address if address is not None else config.get("scheduler-address", None)
 
     @property
     def asynchronous(self) -> bool:
@@ -357,7 +354,7 @@ class Core(Link):
 
 
 def _configured_timeout() -> float | str:
-    return cast("float | str", dask.config.get("distributed.comm.timeouts.connect", "30s"))
+    return cast("float | str", config.get("distributed.comm.timeouts.connect", 30.0))
 
 
 class _Nothing:

@@ -19,8 +19,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
-import dask
-
+from daskfleet.importing import when_imported
 from daskfleet.shuffle import hooks
 from daskfleet.worker.context import running_worker
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 _active: ContextVar[Client | None] = ContextVar("daskfleet_client", default=None)
 _defaults: list[weakref.ref[Client]] = []
 _configuration: Any = None
+_waiting = False  # for dask to be imported
 
 
 def current_client(allow_global: bool = True) -> Client:
@@ -93,6 +93,8 @@ def configure() -> None:
     global _configuration
     if _configuration is not None:
         return
+    import dask
+
     settings: dict[str, Any] = {"scheduler": CurrentClient()}
     # Without this dask falls back to shuffling through one process's local disk, which is wrong across workers.
     if dask.config.get("dataframe.shuffle.method", None) is None:
@@ -133,8 +135,18 @@ def _lock(theirs: Callable[..., Any]) -> Callable[..., Any]:
 
 def become_default(client: Client) -> None:
     """`client` is the one to use from now on."""
+    global _waiting
     _defaults.append(weakref.ref(client))
-    configure()
+    if "dask" in sys.modules:
+        configure()
+    elif not _waiting:
+        _waiting = True
+        when_imported("dask", _configure_late)
+
+
+def _configure_late() -> None:
+    if _defaults:
+        configure()
 
 
 def resign(client: Client) -> None:
@@ -142,6 +154,8 @@ def resign(client: Client) -> None:
     global _configuration
     _defaults[:] = [kept for kept in _defaults if (other := kept()) is not None and other is not client]
     if not _defaults and _configuration is not None:
+        import dask
+
         if isinstance(dask.config.get("scheduler", None), CurrentClient):
             _configuration.__exit__(None, None, None)
         _configuration = None

@@ -8,10 +8,11 @@ from concurrent.futures import Executor
 from concurrent.futures import Future as ThreadFuture
 from typing import TYPE_CHECKING, Any
 
-from daskfleet.client.future import FINISHED, Future
+from daskfleet.client.states import FINISHED
 
 if TYPE_CHECKING:
     from daskfleet.client.client import Client
+    from daskfleet.client.future import Future
 
 
 class CompatibleExecutor(Executor):

@@ -10,14 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from daskfleet import loop as loops
 from daskfleet.client.core import Core
-from daskfleet.client.future import CANCELLED, ERROR, FINISHED, PENDING, Future, FutureState, wait_all
 from daskfleet.client.inside import giving_way
+from daskfleet.client.states import CANCELLED, ERROR, FINISHED, PENDING, FutureState, wait_all
 from daskfleet.client.times import due, left, seconds
+from daskfleet.importing import Lazy
 from daskfleet.protocol.serialize import Serialized, loads
+
+if TYPE_CHECKING:
+    from daskfleet.client import future as handles
+else:
+    handles = Lazy("daskfleet.client.future")
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +34,7 @@ GATHER_TRIES = 20
 class Gathering(Core):
     """Results."""
 
-    def _result(self, future: Future, timeout: float | str | None) -> Any:
+    def _result(self, future: handles.Future, timeout: float | str | None) -> Any:
         state = future._state
         if self.asynchronous:
             return self._await_result(state, timeout)
@@ -44,7 +50,7 @@ class Gathering(Core):
             if state.status != PENDING:
                 raise state.error()
 
-    def _value(self, future: Future) -> Any:
+    def _value(self, future: handles.Future) -> Any:
         """The value of a future that has one; blocks, whatever the client is."""
         state = future._state
         if state.value is not None:
@@ -54,7 +60,7 @@ class Gathering(Core):
     async def _await_result(self, state: FutureState, timeout: float | str | None = None) -> Any:
         return (await self._gather_states([state], "raise", seconds(timeout)))[0]
 
-    def _when_settled(self, future: Future, timeout: float | str | None, function: Callable[[], Any]) -> Any:
+    def _when_settled(self, future: handles.Future, timeout: float | str | None, function: Callable[[], Any]) -> Any:
         if self.asynchronous:
 
             async def settled() -> Any:
@@ -200,7 +206,7 @@ def _replace(futures: Any, states: list[FutureState], values: list[Any], errors:
 def find_states(value: Any, found: dict[int, FutureState]) -> None:
     """Add the states of the futures in `value` to `found`."""
     kind = type(value)
-    if kind is Future:
+    if kind is handles.Future:
         found[value._state.cid] = value._state
     elif kind in (list, tuple, set, frozenset):
         for item in value:
@@ -212,16 +218,16 @@ def find_states(value: Any, found: dict[int, FutureState]) -> None:
 
 def put_values(value: Any, values: Mapping[int, Any]) -> Any:
     """`value` with its futures replaced; in containers, those without a value are left out."""
-    kind = type(value)
-    if kind is Future:
+    kind, handle = type(value), handles.Future
+    if kind is handle:
         return values[value._state.cid]
     if kind in (list, tuple, set, frozenset):
-        return kind(put_values(item, values) for item in value if type(item) is not Future or item._state.cid in values)
+        return kind(put_values(item, values) for item in value if type(item) is not handle or item._state.cid in values)
     if kind is dict:
         return {
             key: put_values(item, values)
             for key, item in value.items()
-            if type(item) is not Future or item._state.cid in values
+            if type(item) is not handle or item._state.cid in values
         }
     return value
 

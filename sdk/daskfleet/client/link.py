@@ -17,16 +17,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from daskfleet.client import current
-from daskfleet.client.future import CANCELLED, ERROR, FINISHED, PENDING, Future, FutureState
 from daskfleet.client.sent import Sent
+from daskfleet.client.states import CANCELLED, ERROR, FINISHED, PENDING, FutureState
 from daskfleet.comm import Connection
 from daskfleet.exceptions import DaskfleetError
+from daskfleet.importing import Lazy
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized, join
 
 if TYPE_CHECKING:
+    from daskfleet.client import future as handles
     from daskfleet.client.client import Client
+else:
+    handles = Lazy("daskfleet.client.future")
 
 logger = logging.getLogger(__name__)
 
@@ -210,12 +214,12 @@ class Link:
             self._released.append(cid)
             self._wake()
 
-    def _want(self, key: Key) -> Future:
+    def _want(self, key: Key) -> handles.Future:
         """A future of a key that somebody else has submitted."""
         state, new = self._state(key)
         if new:
             self._send(("want", [(state.cid, key)]))
-        return Future(state)
+        return handles.Future(state)
 
 
 def _to_send(value: Serialized | None) -> Serialized | None:

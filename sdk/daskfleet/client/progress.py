@@ -12,7 +12,8 @@ from typing import Any, TextIO
 from daskfleet import loop as loops
 from daskfleet.client.collections import futures_of
 from daskfleet.client.encode import split
-from daskfleet.client.future import ERROR, PENDING, Future
+from daskfleet.client.future import Future
+from daskfleet.client.states import ERROR, PENDING
 from daskfleet.surface import surface
 
 #: Seconds between two looks, and characters of the bar.

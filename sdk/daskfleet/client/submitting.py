@@ -8,19 +8,25 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
-
-from dask._task_spec import TaskRef
+from typing import TYPE_CHECKING, Any
 
 from daskfleet.client.actors import Make
-from daskfleet.client.encode import PLAIN, encode_call, encode_function, function_name, split, token
-from daskfleet.client.future import CANCELLED, ERROR, PENDING, Future, FutureState
 from daskfleet.client.garbage import paused_collection
 from daskfleet.client.gathering import Gathering, find_states
 from daskfleet.client.options import task_options, worker_names
+from daskfleet.client.states import CANCELLED, ERROR, PENDING, FutureState
 from daskfleet.client.times import seconds
+from daskfleet.importing import Lazy
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import PROTOCOL, Serialized, dumps
+
+if TYPE_CHECKING:
+    from dask._task_spec import TaskRef
+
+    from daskfleet.client import encode
+    from daskfleet.client import future as handles
+else:
+    encode, handles = Lazy("daskfleet.client.encode"), Lazy("daskfleet.client.future")
 
 #: Rows sent at a time, so that workers start while the rest is still being encoded.
 CHUNK = 1000
@@ -53,7 +59,7 @@ class Submitting(Gathering):
         timeout: float | str | None = None,
         pure: bool = True,
         **kwargs: Any,
-    ) -> Future:
+    ) -> handles.Future:
         """Run ``func(*args, **kwargs)`` on the cluster.
 
         Parameters
@@ -89,17 +95,17 @@ class Submitting(Gathering):
         """
         if not callable(func):
             raise TypeError(f"the first argument of submit must be callable, not {type(func).__name__}")
-        blob, digest = encode_function(func)
-        name = function_name(func)
+        blob, digest = encode.encode_function(func)
+        name = encode.function_name(func)
         if actor or actors:
             # Two equal calls mean two actors.
-            (blob, digest), pure = encode_function(Make(func)), False
+            (blob, digest), pure = encode.encode_function(Make(func)), False
         work = None
         if key is None:
-            key = f"{name}-{token(digest, args, kwargs) if pure else uuid.uuid4().hex}"
+            key = f"{name}-{encode.token(digest, args, kwargs) if pure else uuid.uuid4().hex}"
         else:
             self._release_first()
-            work = digest, args if not kwargs and all(type(value) in PLAIN for value in args) else None
+            work = digest, args if not kwargs and all(type(value) in encode.PLAIN for value in args) else None
         state, new = self._state(key)
         if not new:
             if work is not None and _differ(self._named.get(state), work):
@@ -107,17 +113,17 @@ class Submitting(Gathering):
                     f"the key {key!r} stands for other work already, whose result this future gets: choose another key",
                     stacklevel=2,
                 )
-            return Future(state)
+            return handles.Future(state)
         if work is not None:
             self._named[state] = work
-        payload, dependencies = encode_call(args, kwargs)
+        payload, dependencies = encode.encode_call(args, kwargs)
         options = task_options(workers, resources, retries, allow_other_workers, timeout, actor or actors)
         self._announce_span(options)
         numbers = [self._number(dependency) for dependency in dependencies] if dependencies else None
         prefix = name if isinstance(key, str) and key.startswith(name) else _prefix(key)
         row = (state.cid, key, 0, payload, numbers, 0, options)
         self._send(("tasks", next(self._graphs), True, priority, [blob], [prefix], [row]))
-        return Future(state)
+        return handles.Future(state)
 
     def map(
         self,
@@ -136,7 +142,7 @@ class Submitting(Gathering):
         pure: bool = True,
         batch_size: int | None = None,
         **kwargs: Any,
-    ) -> list[Future]:
+    ) -> list[handles.Future]:
         """Run `func` on each element of `iterables` (zipped); the parameters are those of `submit`.
 
         Parameters
@@ -150,17 +156,17 @@ class Submitting(Gathering):
             raise TypeError(f"the first argument of map must be callable, not {type(func).__name__}")
         if key is not None:
             self._release_first()
-        blob, digest = encode_function(func)
-        name = key if isinstance(key, str) else function_name(func)
+        blob, digest = encode.encode_function(func)
+        name = key if isinstance(key, str) else encode.function_name(func)
         if actor or actors:
-            (blob, digest), pure = encode_function(Make(func)), False
+            (blob, digest), pure = encode.encode_function(Make(func)), False
         given = None if key is None or isinstance(key, str) else list(key)
         options = task_options(workers, resources, retries, allow_other_workers, timeout, actor or actors)
         self._announce_span(options)
         batch = batch_size or CHUNK
-        futures: list[Future] = []
+        futures: list[handles.Future] = []
         if kwargs and pure:
-            digest = bytes.fromhex(token(digest, (), kwargs))
+            digest = bytes.fromhex(encode.token(digest, (), kwargs))
         plain = all(isinstance(iterable, (list, tuple, range)) for iterable in iterables)
         # Iterating over anything else may run the user's own code, which may count on the collector.
         with paused_collection() if plain else nullcontext():
@@ -169,16 +175,16 @@ class Submitting(Gathering):
                 if given is not None:
                     task_key: Key = given[position]
                 else:
-                    task_key = f"{name}-{token(digest, args, {}) if pure else uuid.uuid4().hex}"
+                    task_key = f"{name}-{encode.token(digest, args, {}) if pure else uuid.uuid4().hex}"
                 state, new = self._state(task_key)
-                futures.append(Future(state))
+                futures.append(handles.Future(state))
                 if not new:
                     continue
                 numbers = None
-                if len(args) == 1 and not kwargs and type(args[0]) in PLAIN:
+                if len(args) == 1 and not kwargs and type(args[0]) in encode.PLAIN:
                     payload: Serialized = pickle.dumps((args, kwargs), PROTOCOL)
                 else:
-                    payload, dependencies = encode_call(args, kwargs)
+                    payload, dependencies = encode.encode_call(args, kwargs)
                     if dependencies:
                         numbers = [self._number(dependency) for dependency in dependencies]
                 rows.append((state.cid, task_key, 0, payload, numbers, 0, options))
@@ -191,7 +197,7 @@ class Submitting(Gathering):
 
     def _number(self, dependency: TaskRef) -> int:
         """How a row names a future it depends on."""
-        if isinstance(dependency, Future):
+        if isinstance(dependency, handles.Future):
             state = dependency._state
             if state.client is self and state.cid:
                 return -state.cid
@@ -244,7 +250,7 @@ class Submitting(Gathering):
                 rows.append((state.cid, name, dumps(value)))
         if rows:
             await self._put(rows, workers, broadcast)
-        futures = [Future(state) for state in states]
+        futures = [handles.Future(state) for state in states]
         if isinstance(data, dict):
             return dict(zip(names, futures, strict=True))
         if isinstance(data, (list, tuple, set, frozenset)):
@@ -307,7 +313,7 @@ def _prefix(key: Key) -> str:
     """The kind of a task whose key the user chose."""
 
     name = key[0] if isinstance(key, tuple) and key else key
-    return split(str(name))
+    return encode.split(str(name))
 
 
 def _data_key(value: Any, hash: bool) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 
-from dask.utils import parse_timedelta
-
 
 def seconds(timeout: float | str | None) -> float | None:
     """Seconds, from a number or a text such as ``"10s"``; None for no limit."""
-    return None if timeout is None else float(parse_timedelta(timeout))
+    if timeout is None or isinstance(timeout, (int, float)):
+        return timeout
+    from dask.utils import parse_timedelta
+
+    return float(parse_timedelta(timeout))
 
 
 def due(timeout: float | str | None) -> float | None:

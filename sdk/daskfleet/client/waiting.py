@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from daskfleet.client.collections import futures_of
-from daskfleet.client.future import FINISHED, PENDING, Future, wait_all
+from daskfleet.client.future import Future
+from daskfleet.client.states import FINISHED, PENDING, wait_all
 from daskfleet.client.times import due, left, seconds
 
 

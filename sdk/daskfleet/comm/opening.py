@@ -300,6 +300,8 @@ def _acceptor(token: str | None, on_connection: Callable[[Connection], Any]) -> 
     async def greet(connection: StreamConnection, finished: asyncio.Future[None]) -> None:
         try:
             await _shaken(finished)
+        except (BrokenPipeError, ConnectionResetError):
+            connection.close()  # it has gone by itself
         except (OSError, TimeoutError) as error:
             logger.warning("dropped a connection from %s: %s", connection.peer, error.args[0] if error.args else error)
             connection.close()

@@ -1,9 +1,7 @@
 """`LocalCluster`: a scheduler in this process and workers in processes, or threads, of this machine.
 
-Worker processes are forked off one small helper process, ``python -m daskfleet.deploy.local``, that has imported the
-worker once and has a single thread: our own process has threads and whatever the user has loaded, so forking it would
-be unsafe and starting interpreters one by one slow. The helper takes orders as JSON lines on its standard input, ends
-with it, and answers through a pipe of its own: standard output is for what tasks print.
+Worker processes are forked off one small helper process, `daskfleet.worker.helper`: our own process has threads and
+whatever the user has loaded, so forking it would be unsafe, and starting interpreters one by one slow.
 """
 
 from __future__ import annotations
@@ -24,7 +22,6 @@ from daskfleet.deploy.cluster import Cluster, Log, Logs
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.scheduler.server import Scheduler
 from daskfleet.security import Security
-from daskfleet.worker.nanny import Nanny
 from daskfleet.worker.server import Worker
 
 logger = logging.getLogger(__name__)
@@ -214,7 +211,7 @@ class _Helper:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "daskfleet.deploy.local",
+                "daskfleet.worker.helper",
                 str(level),
                 json.dumps(sys.path),
                 str(theirs),
@@ -256,35 +253,3 @@ class _Helper:
             self._process.kill()
             await self._process.wait()
         self._reader.cancel()
-
-
-async def _serve_orders(answers: int) -> None:
-    """The helper: a nanny for each line, all in this process's one thread, until standard input ends."""
-    loop = asyncio.get_running_loop()
-    stream = asyncio.StreamReader(limit=1 << 24)
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), sys.stdin)
-    nannies: list[Nanny] = []
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def keep(nanny: Nanny) -> None:
-        try:
-            await nanny.start()
-        except DaskfleetError as error:
-            os.write(answers, json.dumps({"failed": str(error)}).encode() + b"\n")
-
-    async for line in stream:
-        nanny = Nanny(**pickle.loads(bytes.fromhex(json.loads(line))))
-        nannies.append(nanny)
-        task = asyncio.create_task(keep(nanny))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-    await asyncio.gather(*(nanny.close(timeout=2) for nanny in nannies))
-
-
-if __name__ == "__main__":
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the notebook; the pipe's end is for us
-    logging.basicConfig(level=int(sys.argv[1]), format="%(asctime)s - %(name)s - %(levelname)s - %(message)s")
-    sys.path[:] = json.loads(sys.argv[2])  # functions are imported from where our parent imports them
-    asyncio.run(_serve_orders(int(sys.argv[3])))

@@ -46,7 +46,8 @@ class Looking:
             try:
                 value = await self._scheduler._pool.call(address, method, *args, timeout=PATIENCE)
             except (OSError, TimeoutError) as error:
-                logger.warning("worker %s did not answer %r: %s", address, method, error)
+                if self._scheduler.status == "running":
+                    logger.warning("worker %s did not answer %r: %s", address, method, error)
                 return None
             return address, join(value) if type(value) is tuple else value
 
