@@ -7,6 +7,7 @@ asked only when there is something it could answer, or when it is there anyway.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -129,7 +130,16 @@ def _configured() -> bool:
         Path.home() / ".config" / "dask",
         Path.home() / ".dask",
     ]
-    return any(path.suffix in (".yaml", ".yml", ".json") for folder in folders for path in _files(folder))
+    return any(_says_something(path) for folder in folders for path in _files(folder))
+
+
+def _says_something(path: Path) -> bool:
+    """Whether a file has settings. distributed writes one that is all comments, for users to edit."""
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        return False
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return any(line.strip() and not line.lstrip().startswith("#") for line in path.read_text().splitlines())
+    return True
 
 
 def _files(folder: Path) -> list[Path]:

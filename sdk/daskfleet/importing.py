@@ -64,8 +64,12 @@ class Lazy(ModuleType):
 
     dask takes a tenth of a second to import. A program that only wants to say ``from daskfleet import Client`` does not
     need it yet.
+
+    The package comes first, whole. A thread that asks for a part of it holds that part's lock while it waits for the
+    package, and another that imports the package may want just that part: Python then lets one of the two fail.
     """
 
     def __getattr__(self, name: str) -> Any:
+        importlib.import_module(self.__name__.partition(".")[0])
         value = vars(self)[name] = getattr(importlib.import_module(self.__name__), name)
         return value

@@ -24,6 +24,15 @@ def test_servers_do_without_dask():
     assert run(SERVERS + "print('dask' in sys.modules)") == "False"
 
 
+@pytest.mark.parametrize(("text", "asked"), [("# a:\n#   b: 1\n", "False"), ("a:\n  b: 1\n", "True")])
+def test_dask_is_asked_for_settings_only_where_there_are_any(tmp_path, text, asked):
+    folder = tmp_path / ".config" / "dask"
+    folder.mkdir(parents=True)
+    (folder / "distributed.yaml").write_text(text)
+    code = "import sys; from daskfleet import config; print('dask' in sys.modules or config.get('a.b') == 1)"
+    assert run(code, HOME=str(tmp_path)) == asked
+
+
 def test_a_client_is_there_without_dask():
     assert run("from daskfleet import Client; import sys; print('dask' in sys.modules)") == "False"
 

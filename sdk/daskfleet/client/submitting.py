@@ -163,7 +163,7 @@ class Submitting(Gathering):
         given = None if key is None or isinstance(key, str) else list(key)
         options = task_options(workers, resources, retries, allow_other_workers, timeout, actor or actors)
         self._announce_span(options)
-        batch = batch_size or CHUNK
+        batch, unique = batch_size or CHUNK, uuid.uuid4().hex
         futures: list[handles.Future] = []
         if kwargs and pure:
             digest = bytes.fromhex(encode.token(digest, (), kwargs))
@@ -175,7 +175,7 @@ class Submitting(Gathering):
                 if given is not None:
                     task_key: Key = given[position]
                 else:
-                    task_key = f"{name}-{encode.token(digest, args, {}) if pure else uuid.uuid4().hex}"
+                    task_key = f"{name}-{encode.token(digest, args, {}) if pure else f'{unique}-{position}'}"
                 state, new = self._state(task_key)
                 futures.append(handles.Future(state))
                 if not new:

@@ -23,6 +23,7 @@ from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from daskfleet.exceptions import Reschedule, TaskStopped
+from daskfleet.importing import Lazy
 from daskfleet.protocol.messages import INLINE
 from daskfleet.protocol.serialize import Serialized, dumps, dumps_by_value, loads, nbytes
 from daskfleet.protocol.spec import evaluate
@@ -32,7 +33,11 @@ from daskfleet.worker.pieces import PiecesLost
 from daskfleet.worker.spill import OnDisk
 
 if TYPE_CHECKING:
+    from dask import sizeof as sizes
+
     from daskfleet.worker.server import Worker
+else:
+    sizes = Lazy("dask.sizeof")
 
 #: Innermost frames of a traceback that are reported.
 FRAMES = 100
@@ -112,6 +117,7 @@ class Executor:
         self._functions: dict[bytes, Callable[..., Any]] = {}
         self._waking = False
         self.running: dict[int, tuple[Task, float]] = {}  # by thread id: what it runs and since when
+        self.resting, self.busy = False, threading.Event()  # whether a sampler waits for a task, and what wakes it
         self._threads: list[threading.Thread] = []
         self._growing = threading.Lock()
         self._interrupting = threading.Lock()
@@ -177,6 +183,8 @@ class Executor:
         while not context.away and (task := self._queue.get()) is not None:
             started = time.perf_counter()
             self.running[thread] = (task, time.monotonic())
+            if self.resting:
+                self.busy.set()
             context.task = task
             outcome: Outcome | None = None
             while True:
@@ -210,6 +218,8 @@ class Executor:
         try:
             function = self._functions.get(task.function)
             if function is None:
+                if b"dask" in task.function:
+                    import dask  # noqa: F401  the package before its parts (`Lazy`)
                 function = self._functions[task.function] = loads(task.function)
             args, kwargs = loads(task.payload)
             values = [_input(value) for value in task.inputs]
@@ -293,9 +303,7 @@ def _text(error: BaseException) -> str:
 
 def size_of(value: Any) -> int:
     """Bytes that `value` takes in memory, by dask's estimate."""
-    from dask.sizeof import sizeof
-
     try:
-        return int(sizeof(value))
+        return int(sizes.sizeof(value))
     except Exception:
         return sys.getsizeof(value)

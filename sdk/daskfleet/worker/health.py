@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between heartbeats.
-HEARTBEAT = 0.5
+#: Seconds between heartbeats, and of a worker that has nothing to do.
+HEARTBEAT, RESTING = 0.5, 2.0
 #: Share of the memory limit from which on memory is short.
 SHORT = 0.5
 #: Percent of a processor below which a worker has nothing to do.
@@ -67,4 +67,4 @@ async def beat(worker: Worker) -> None:
                 "time": time.time(),
             }
             worker._scheduler.send(("heartbeat", metrics))
-        await asyncio.sleep(HEARTBEAT)
+        await asyncio.sleep(HEARTBEAT if worked or machine.tasks else RESTING)

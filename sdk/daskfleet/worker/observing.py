@@ -1,7 +1,8 @@
 """What a worker's threads are doing: call stacks at once, and profiles by sampling.
 
-The sampler looks at the threads that run tasks a hundred times a second, and ten times a second when none does. A
-sample walks one stack, some 20 µs. Samples gather by kind of task in windows of ten seconds, of which an hour is kept.
+The sampler looks at the threads that run tasks a hundred times a second; when none does it sleeps until the executor
+wakes it. A sample walks one stack, some 20 µs. Samples gather by kind of task in windows of ten seconds, of which an
+hour is kept.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from daskfleet import config
+from daskfleet.importing import Lazy
 
 if TYPE_CHECKING:
+    from dask import utils
+
     from daskfleet.protocol.messages import Key
     from daskfleet.worker.executor import Executor
+else:
+    utils = Lazy("dask.utils")
 
-#: Seconds between looks while nothing runs.
-REST = 0.1
 #: Seconds of one window, and how many are kept.
 WINDOW, WINDOWS = 10.0, 360
 
@@ -90,10 +94,19 @@ class Observer:
     def close(self) -> None:
         """Stop sampling."""
         self._stopped.set()
+        self._executor.busy.set()
 
     def _sample(self) -> None:
-        while not self._stopped.wait(self._interval if self._executor.running else REST):
-            self._look()
+        executor = self._executor
+        while not self._stopped.wait(self._interval):
+            if executor.running:
+                self._look()
+                continue
+            executor.resting = True
+            if not executor.running:  # else one may have started before it could see that we rest
+                executor.busy.wait()
+            executor.resting = False
+            executor.busy.clear()
 
     def _look(self) -> None:
         """Take one sample. A frame keeps all its variables alive, so none may be left in this thread's own."""
@@ -145,6 +158,4 @@ def _text(frame: FrameType) -> str:
 
 
 def _prefix(name: str) -> str:
-    from dask.utils import key_split
-
-    return str(key_split(name))
+    return str(utils.key_split(name))
