@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.machinery
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -66,10 +68,21 @@ class Lazy(ModuleType):
     need it yet.
 
     The package comes first, whole. A thread that asks for a part of it holds that part's lock while it waits for the
-    package, and another that imports the package may want just that part: Python then lets one of the two fail.
+    package, and another that imports the package may want just that part: Python then lets one of the two fail. And it
+    is imported in a thread of its own: dask keeps an ImportError it comes across, with it the frames of whoever called,
+    and so their futures.
     """
 
     def __getattr__(self, name: str) -> Any:
-        importlib.import_module(self.__name__.partition(".")[0])
+        if self.__name__ not in sys.modules:
+            apart = threading.Thread(target=_try_to_import, args=(self.__name__,))
+            apart.start()
+            apart.join()
         value = vars(self)[name] = getattr(importlib.import_module(self.__name__), name)
         return value
+
+
+def _try_to_import(name: str) -> None:
+    with contextlib.suppress(Exception):  # whoever needs it tries again, and gets the error
+        importlib.import_module(name.partition(".")[0])
+        importlib.import_module(name)

@@ -49,6 +49,7 @@ async def main():
             assert await client.submit(sum, [1, 2]) == 3
             import dask
             assert dask.config.get("scheduler").id == client.id
+            assert not client._by_cid  # dask keeps an exception, and with it frames: no future may be in one
         assert dask.config.get("scheduler", None) is None
 
 asyncio.run(asyncio.wait_for(main(), 60))

@@ -14,6 +14,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any
 
+import dask  # noqa: F401  the package before its parts (`daskfleet.importing.Lazy`)
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, convert_legacy_graph
 
 from daskfleet.client.program import Compiler, is_simple

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
+import dask  # noqa: F401  the package before its parts (`daskfleet.importing.Lazy`)
 from dask._task_spec import TaskRef
 
 from daskfleet.client.states import CANCELLED, FINISHED, PENDING, FutureState

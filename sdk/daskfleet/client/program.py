@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import dask  # noqa: F401  the package before its parts (`daskfleet.importing.Lazy`)
 from dask._task_spec import (
     Alias,
     DataNode,
