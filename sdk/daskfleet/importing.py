@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.machinery
-import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -35,7 +34,10 @@ class _Watch:
         functions = _waiting.pop(fullname, None)
         if functions is None:
             return None
-        spec = importlib.util.find_spec(fullname)
+        # Not by `importlib.util.find_spec`, which waits for the package: Python holds a lock here that whoever is
+        # importing that may need.
+        others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, others), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader, functions)  # type: ignore[assignment]
         return spec

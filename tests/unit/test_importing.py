@@ -95,3 +95,24 @@ def test_settings_come_from_dask_as_soon_as_there_are_any(tmp_path):
     assert run(code, **home) == "0.4 True"
     address = "from daskfleet import config; print(config.get('scheduler-address'))"
     assert run(address, HOME="/nonexistent", DASK_SCHEDULER_ADDRESS="tcp://x:1") == "tcp://x:1"
+
+
+def test_a_part_and_its_package_are_imported_at_once_by_two_threads():
+    # The package's import takes its time, and needs Python's own lock again after the other thread has got it.
+    code = """
+import sys, threading
+from daskfleet.importing import when_imported
+called = []
+for name in ("dask", "dask.array"):
+    when_imported(name, lambda name=name: called.append(name))
+first = threading.Thread(target=__import__, args=("dask",), daemon=True)
+first.start()
+while "dask" not in sys.modules:
+    pass
+second = threading.Thread(target=__import__, args=("dask.array",), daemon=True)
+second.start()
+for thread in first, second:
+    thread.join(30)
+print(sorted(called))
+"""
+    assert run(code) == "['dask', 'dask.array']"
