@@ -9,12 +9,15 @@ chain tree big transfer array dataframe bag idle shuffle.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +25,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "daskflee
 HERE = Path(__file__).parent
 PEERS = {
     "distributed": ("distributed==2026.8.0", ["distributed==2026.8.0", "dask[array,dataframe]==2026.8.0"]),
-    "ray": ("ray==2.55.1", ["ray", "numpy"]),
+    "ray": ("ray==2.55.1", ["ray==2.55.1", "numpy"]),
 }
 
 
@@ -40,14 +43,37 @@ def environment(engine: str) -> Path:
     return python
 
 
-def measure(engine: str, figures: list[str]) -> dict[str, float]:
+def measure(engine: str, figures: list[str], seconds: float) -> dict[str, float]:
+    """What an engine reaches, as far as it gets in that time."""
     print(f"{engine} …", flush=True)
-    command = [environment(engine), HERE / "workloads.py", engine, *figures]
-    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=1200)
-    rows = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
-    if process.returncode:
-        print(f"{engine} ended with status {process.returncode}: what follows lacks its last figures", flush=True)
-    return {row["figure"]: row["value"] for row in rows}
+    found: dict[str, float] = {}
+    commands = [
+        [environment(engine), HERE / "workloads.py", engine, *(name for name in figures if name != "scheduler")]
+    ]
+    if figures == ["scheduler"]:
+        commands.clear()
+    if engine == "daskfleet" and (not figures or "scheduler" in figures):
+        commands.append([environment(engine), HERE / "scheduler_load.py"])
+    for command in commands:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        timer = threading.Timer(seconds, end, (process,))
+        timer.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("{"):
+                row = json.loads(line)
+                found[row["figure"]] = row["value"]
+                print(f"  {row['figure']}: {row['value']:,.4g}", flush=True)
+        timer.cancel()
+        if process.wait():
+            print(f"{engine} ended with status {process.returncode}: its last figures are missing", flush=True)
+    return found
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a process and all that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def limit() -> dict[str, float]:
@@ -87,15 +113,19 @@ def show(results: dict[str, dict[str, float]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", default="daskfleet,distributed,ray,pool,limit")
+    parser.add_argument("--minutes", type=float, default=10, help="time for each engine")
     parser.add_argument("figures", nargs="*")
     arguments = parser.parse_args()
     results = {}
     for engine in arguments.engines.split(","):
-        results[engine] = limit() if engine == "limit" else measure(engine, arguments.figures)
+        if engine == "limit":
+            results[engine] = limit() if not arguments.figures or {"map", "submit"} & set(arguments.figures) else {}
+            continue
+        results[engine] = measure(engine, arguments.figures, 60 * arguments.minutes)
     show(results)
     print(
         f"\npython -m tests.benchmarks.runtime · daskfleet {version('daskfleet')} · {PEERS['distributed'][0]} · "
-        f"ray (newest) · Python {platform.python_version()} · {os.cpu_count()} cores, {platform.machine()}"
+        f"{PEERS['ray'][0]} · Python {platform.python_version()} · {os.cpu_count()} cores, {platform.machine()}"
     )
 
 

@@ -44,13 +44,13 @@ class Dask:
         return engine
 
     @contextmanager
-    def cluster(self, **more: Any) -> Iterator[Any]:
+    def cluster(self, n: int = 2, **more: Any) -> Iterator[Any]:
         engine = self.modules()
-        options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, **more}
+        options = {"n_workers": n, "threads_per_worker": 1, "dashboard_address": None, **more}
         if self.name == "distributed":
             options["dashboard_address"] = ":0"  # it has no way to do without
         with engine.LocalCluster(**options) as cluster, engine.Client(cluster) as client:
-            client.wait_for_workers(2)
+            client.wait_for_workers(n)
             yield client
 
     def map_gather(self, client: Any, n: int) -> None:
@@ -81,12 +81,12 @@ class Ray:
     name = "ray"
 
     @contextmanager
-    def cluster(self) -> Iterator[Any]:
+    def cluster(self, n: int = 2) -> Iterator[Any]:
         import logging
 
         import ray
 
-        ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(num_cpus=n, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
         try:
             run = ray.remote(identity)
             ray.get([run.remote(i) for i in range(2)])
@@ -125,10 +125,10 @@ class Pool:
     name = "pool"
 
     @contextmanager
-    def cluster(self) -> Iterator[Any]:
+    def cluster(self, n: int = 2) -> Iterator[Any]:
         from concurrent.futures import ProcessPoolExecutor
 
-        with ProcessPoolExecutor(2) as pool:
+        with ProcessPoolExecutor(n) as pool:
             list(pool.map(identity, range(2)))
             yield pool
 
@@ -153,6 +153,16 @@ def median(function: Callable[[], Any], rounds: int) -> float:
     return statistics.median(timed(function) for _ in range(rounds))
 
 
+def up(engine: Any, n: int) -> float:
+    """Seconds until the workers of a cluster are there; everything is imported before."""
+    if isinstance(engine, Dask):
+        engine.modules().LocalCluster  # noqa: B018 - ours is imported when it is asked for
+        engine.modules().Client  # noqa: B018
+    start = CLOCK()
+    with engine.cluster(n):
+        return CLOCK() - start
+
+
 def figures(engine: Any, wanted: set[str]) -> None:
     def want(name: str) -> bool:
         return not wanted or name in wanted
@@ -162,10 +172,11 @@ def figures(engine: Any, wanted: set[str]) -> None:
         code = f"from {module} import Client" if engine.name != "ray" else "import ray"
         bare = median(lambda: subprocess.run([sys.executable, "-c", "pass"], check=True), 5)
         report("import, s", median(lambda: subprocess.run([sys.executable, "-c", code], check=True), 5) - bare)
-    start = CLOCK()
+    if want("up"):
+        report("cluster of 2 up, s", statistics.median(up(engine, 2) for _ in range(3)))
+    if want("up30") and isinstance(engine, Dask):
+        report("cluster of 30 up, s", up(engine, 30))
     with engine.cluster() as client:
-        if want("up"):
-            report("cluster of 2 up, s", CLOCK() - start)
         engine.map_gather(client, 100)
         if want("map"):
             for n in (10_000, 200_000) if engine.name in ("daskfleet", "pool") else (10_000,):
@@ -252,11 +263,20 @@ def collections(engine: Dask, client: Any, want: Callable[[str], bool]) -> None:
             assert len(parts.set_index("id").map_partitions(len).compute()) > 0
 
         report("groupby(split_out=4) + set_index of 400k rows, s", median(job, 3))
+    n = 100_000 if engine.name == "daskfleet" else 10_000
+
+    def rate(name: str, *collections: Any) -> None:
+        """Tasks a second, of those that are left after dask's optimisation; making the graph is part of it."""
+        tasks = sum(1 for _ in dict(dask.base.collections_to_expr(collections).optimize().__dask_graph__()))
+        seconds = timed(lambda: dask.compute(*collections))
+        report(f"{name} of {n:,} pieces, tasks/s", tasks / seconds)
+
     if want("bag"):
-        n = 100_000 if engine.name == "daskfleet" else 10_000
-        bag = dask.bag.from_sequence(range(n), npartitions=n).map(identity)
-        seconds = timed(lambda: client.gather(client.compute(bag.fold(operator.add, split_every=16))))
-        report("bag of many partitions, tasks/s", 2 * n / seconds)
+        rate("bag", dask.bag.from_sequence(range(n), npartitions=n).map(identity).fold(operator.add, split_every=16))
+    if want("delayed"):
+        rate("delayed", *[dask.delayed(identity, pure=False)(i) for i in range(n)])
+    if want("graph"):
+        rate("array", dask.array.ones(n, chunks=1).map_blocks(identity).sum(split_every=16))
     if want("idle"):
         import psutil
 
