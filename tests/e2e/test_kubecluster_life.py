@@ -26,7 +26,7 @@ def eventually(look, timeout=60):
 NOTEBOOK = """
 import time
 from daskfleet import KubeCluster
-cluster = KubeCluster(name="kept", namespace={namespace!r}, n_workers=1, idle_timeout=10, shutdown_on_close=False)
+cluster = KubeCluster(name="kept", namespace={namespace!r}, n_workers=1, idle_timeout=6, shutdown_on_close=False)
 client = cluster.get_client()
 client.publish_dataset(answer=client.submit(sum, [1, 2, 3]), wanted=client.submit(time.sleep, 5))
 print("published", flush=True)

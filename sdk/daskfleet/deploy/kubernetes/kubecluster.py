@@ -1,7 +1,8 @@
 """`KubeCluster`: a Dask cluster on Kubernetes, from Python.
 
 It writes DaskCluster, DaskWorkerGroup and DaskAutoscaler resources and nothing else; the operator makes the pods. What
-it reads, it reads by `View`; how it reaches the scheduler is `Link`'s.
+it reads, it reads by `View`; how it reaches the scheduler is `Link`'s, and requests without a scheduler are
+`lifecycle`'s. It is long because it is what users see: half of it says what their parameters and methods mean.
 """
 
 from __future__ import annotations
