@@ -17,10 +17,6 @@ MAX_PRIORITY = 1023
 class Clients(Transitions):
     """Events of clients."""
 
-    def __init__(self, bandwidth: float, unknown_duration: float, stealing: bool) -> None:
-        super().__init__(bandwidth, unknown_duration, stealing)
-        self._sequence = 0
-
     def add_client(self, id: str) -> ClientState:
         """A client has come, or come back: then its futures are still here, and it sends again what it was sending."""
         client = self.clients.get(id)
@@ -116,8 +112,8 @@ class Clients(Transitions):
             ts.options = Options.read(raw)
             ts.retries = ts.options.retries
             priority += ts.options.priority
-        self._sequence += 1
-        ts.priority = self._sequence - max(-MAX_PRIORITY, min(MAX_PRIORITY, priority)) * (1 << 52)
+        # The id counts up; without a priority it is the very same object, a number less for each task.
+        ts.priority = ts.id - max(-MAX_PRIORITY, min(MAX_PRIORITY, priority)) * (1 << 52) if priority else ts.id
 
     def _close_graph(self, client: ClientState, number: int) -> None:
         for ts in client.graphs.pop(number):

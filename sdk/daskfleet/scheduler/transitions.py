@@ -12,6 +12,8 @@ states
 
 from __future__ import annotations
 
+import sys
+
 from daskfleet.exceptions import LostData
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized, dumps_by_value, nbytes
@@ -135,7 +137,7 @@ class Transitions(Queues):
         active = ts.state in (WAITING, QUEUED, PROCESSING, NO_WORKER)
         self._enter(ts, MEMORY)
         self.suspects.pop(ts, None)
-        ts.nbytes, ts.type = size, kind
+        ts.nbytes, ts.type = size, kind and sys.intern(kind)
         options = ts.options
         pinned = options is not None and options.pinned
         if value is not None and (worker is None or pinned or self.inline_bytes < INLINE_BUDGET):
