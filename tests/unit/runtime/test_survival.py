@@ -235,3 +235,11 @@ async def test_a_client_that_is_back_before_its_old_connection_was_seen_to_end_k
             assert await asyncio.wait_for(client.submit(sum, [3, 4]), 20) == 7
             assert await asyncio.wait_for(kept["a"], 20) == 1
         proxy.close()
+
+
+async def test_data_that_a_client_was_about_to_bring_is_not_waited_for_when_it_is_gone():
+    async with cluster() as (scheduler, _, client):
+        await client._call("scatter_begin", [(1, "mine")], [], False)
+        assert "mine" in scheduler.state.keys and scheduler.state.expected
+        await client.close()
+        await until(lambda: not scheduler.state.keys and not scheduler.state.expected)
