@@ -70,22 +70,16 @@ class Folder:
             return
         _cleaned.add(self.path.parent)
         for path in self.path.parent.glob(f"{PREFIX}*"):
-            if path != self.path and _is_abandoned(path):
+            if path != self.path and (lock := claim(path)) is not None:
                 logger.info("removing %s, which a worker that was killed has left behind", path)
                 shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)  # not before: nobody is to take over what is being removed
 
 
 def _remove(path: Path, lock: int, pid: int) -> None:
     if os.getpid() == pid:  # and not a process that a task has forked off
         shutil.rmtree(path, ignore_errors=True)
         os.close(lock)
-
-
-def _is_abandoned(path: Path) -> bool:
-    lock = claim(path)
-    if lock is not None:
-        os.close(lock)
-    return lock is not None
 
 
 def claim(path: Path) -> int | None:
@@ -98,7 +92,8 @@ def claim(path: Path) -> int | None:
     try:
         if os.read(lock, 256) == socket.gethostname().encode():
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
+            if os.path.samestat(os.fstat(lock), os.stat(path / LOCK)):  # it may have been removed meanwhile
+                return lock
     except OSError:
         pass
     os.close(lock)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import daskfleet.worker.folder as folders
-from daskfleet.worker.folder import LOCK, PREFIX, Folder
+from daskfleet.worker.folder import LOCK, PREFIX, Folder, claim
 
 
 def test_it_is_private_and_goes_with_its_owner(tmp_path: Path) -> None:
@@ -63,3 +63,30 @@ def test_a_forked_child_removes_nothing(tmp_path: Path) -> None:
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
     assert folder.path.exists()
+
+
+def test_a_dead_ones_folder_is_taken_over_once(tmp_path: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "from daskfleet.worker.folder import Folder\n"
+        "folder = Folder(sys.argv[1])\n"
+        "(folder.path / 'sub').mkdir()\n"
+        "for name in ('one.pieces', 'two.pieces.part', '3.spill'): (folder.path / name).touch()\n"
+        "print(folder.path, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True).stdout
+    dead = Path(said.strip())
+    claimed = claim(dead)
+    assert claimed is not None and claim(dead) is None
+    other = Folder(str(tmp_path), str(dead), keep=(".pieces",))
+    assert other.path != dead, "somebody is about to take it over, or to remove it"
+    other.clean_up_after_others()
+    assert dead.exists()
+    os.close(claimed)
+    heir = Folder(str(tmp_path), str(dead), keep=(".pieces",))
+    assert heir.path == dead and {path.name for path in dead.iterdir()} == {LOCK, "one.pieces"}
+    assert Folder(str(tmp_path), str(dead)).path != dead
+    heir.remove()
+    assert not dead.exists()
+    assert Folder(str(tmp_path), str(dead)).path != dead
