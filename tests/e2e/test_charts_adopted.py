@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from daskfleet import KubeCluster
+from daskfleet.deploy.discovery import list_clusters
 from helm_bed import CHARTS, Helm, Jupyter, left_in, port_forward
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
@@ -68,6 +69,7 @@ async def test_what_a_notebook_begins_goes_on_without_it(release: Release) -> No
     for name in ("rel-worker", "rel-scheduler"):
         assert "ownerReferences" not in release.get("deployment", name)["metadata"]
     eventually(lambda: release.replicas() == 1, "one worker, as nothing is to do")
+    assert [found.made_by for found in list_clusters(namespace=release.name)] == ["Helm"]  # one, not two
 
 
 def test_it_follows_the_load_and_loses_nothing(release: Release) -> None:

@@ -8,8 +8,9 @@ import time
 import kubeclusters as bed
 import pytest
 from daskfleet import HelmCluster, KubeCluster
+from daskfleet.deploy.adaptive import Adaptive
 from daskfleet.deploy.discovery import find_cluster
-from daskfleet.deploy.kubernetes import ClusterNotFound, KubernetesError
+from daskfleet.deploy.kubernetes import ClusterNotFound, KubernetesError, adoption
 
 square = functools.partial(pow, exp=2)  # a function that pods have, too
 
@@ -37,7 +38,9 @@ def eventually(look, timeout=40):
     return found
 
 
-def test_it_is_found_scaled_without_loss_adapted_and_never_deleted(release, namespace, cluster_with_images):
+def test_it_is_found_scaled_without_loss_adapted_and_never_deleted(
+    release, namespace, cluster_with_images, monkeypatch, caplog
+):
     kubectl = cluster_with_images.kubectl
 
     def replicas():
@@ -57,6 +60,10 @@ def test_it_is_found_scaled_without_loss_adapted_and_never_deleted(release, name
         cluster.scale(1)
         eventually(lambda: len(cluster.requested) == 1 and len(cluster.scheduler_info["workers"]) == 1)
         assert client.gather(kept) == [[i] for i in range(40)]
+        monkeypatch.setattr(adoption, "PATIENCE", 1.0)  # no operator is there, and none will come
+        assert isinstance(cluster.adapt(minimum=1, maximum=1), Adaptive)
+        assert "from this session, and only as long: no operator took notice" in caplog.text
+        assert not kubectl("-n", namespace, "get", "daskclusters,daskautoscalers", "-o", "name").strip()
         adaptive = cluster.adapt(minimum=0, maximum=3, interval=0.1, wait_count=2)
         futures = client.map(time.sleep, [2 + i / 1000 for i in range(30)])
         eventually(lambda: replicas() == 3)

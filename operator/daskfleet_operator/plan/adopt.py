@@ -12,8 +12,8 @@ then are the replicas lowered:
     active ──► marked ──► retired ──► (replicas lowered) ──► ended by the Deployment
                               └─────► deleted, and thus replaced, when the Deployment ended others or more are wanted
 
-Pods that are not ready go before all others whatever they cost: those that just began are waited for, the rest are the
-first to be marked. As for pods of our own, the mark is on the pod and is never taken back (see `plan.replicas`).
+Pods that are not ready go before all others whatever they cost, so they are the first to be marked. As for pods of our
+own, the mark is on the pod and is never taken back (see `plan.replicas`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ from daskfleet_operator.plan.model import (
 from daskfleet_operator.plan.replicas import RETIREMENT, Pods, sort_pods
 from daskfleet_operator.plan.scheduler import may_attempt
 
-SETTLE = 5.0  # seconds that a pod which just began may take to become ready, before it counts as one that will not
 LOOK = 1.0  # seconds between two looks for pods that carry no label of ours
 
 
@@ -177,9 +176,6 @@ def plan_adopted(state: AdoptedState, now: float) -> tuple[list[Action], float |
         return [*actions, FindPods(state.deployment.name, state.name)], now + LOOK
     surplus = state.alive - state.want
     if surplus > len(state.pods.marked):
-        began = [pod.created for pod in state.pods.active if not pod.ready and now - pod.created < SETTLE]
-        if began:
-            return actions, max(began) + SETTLE
         return [*actions, *_victims(state, surplus - len(state.pods.marked))], None
     if len(done) == len(state.pods.marked):
         actions.append(replicas)

@@ -128,6 +128,7 @@ class Release:
     replicas: int
     pods: dict[str, Pod] = field(default_factory=dict)
     cost: set[str] = field(default_factory=set)
+    retiring: frozenset[str] = frozenset()
     retired: frozenset[str] = frozenset()
     now: float = NOW
     numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -149,6 +150,10 @@ class Release:
             self.ended_full.append(victim)
         del self.pods[victim.name]
 
+    def hand_over(self) -> None:
+        """The scheduler has moved what the retiring workers held."""
+        self.retired, self.retiring = self.retired | self.retiring, frozenset()
+
     def state(self) -> adopt.AdoptedState:
         settled = len(self.pods) == self.replicas
         return adopt.AdoptedState(
@@ -156,7 +161,7 @@ class Release:
             want=self.want,
             deployment=deployment(replicas=self.replicas, settled=settled),
             pods=sort_pods(tuple(self.pods.values()), adopted_group(self.want)),
-            retiring=frozenset(),
+            retiring=self.retiring,
             retired=self.retired,
             looked=float("inf"),
         )
@@ -173,7 +178,7 @@ class Release:
                         self.cost.add(victim.name)
                 case model.Retire():
                     assert action.adopted and all(known.retire_since is not None for known in action.pods)
-                    self.retired |= {known.uid for known in action.pods}
+                    self.retiring |= {known.uid for known in action.pods}
                 case model.DeletePod():
                     assert action.pod.retire_since is not None, "a pod was ended that was not to retire"
                     self.end(self.pods[action.pod.name])
@@ -184,13 +189,15 @@ class Release:
         return bool(actions) or wake_at is not None
 
 
-EVENT = st.tuples(st.sampled_from(["scale", "controller", "step", "ready", "unready"]), st.integers(0, 6))
+SERVING: Json = {"ready": True, "phase": "Running", "ip": "10.0.0.9"}
+EVENT = st.tuples(st.sampled_from(["scale", "controller", "step", "hand over", "ready", "unready"]), st.integers(0, 6))
 
 
 @given(st.integers(0, 6), st.lists(EVENT, max_size=30))
 def test_it_arrives_and_no_ready_pod_ends_full(start: int, events: list[tuple[str, int]]) -> None:
     world = Release(start, start)
     world.controller()
+    world.pods = {name: replace(known, **SERVING) for name, known in world.pods.items()}
     for what, number in events:
         chosen = list(world.pods.values())[number : number + 1]
         match what:
@@ -200,20 +207,32 @@ def test_it_arrives_and_no_ready_pod_ends_full(start: int, events: list[tuple[st
                 world.controller()
             case "step":
                 world.step()
+            case "hand over":
+                world.hand_over()
             case "ready" if chosen:
-                world.pods[chosen[0].name] = replace(chosen[0], ready=True, phase="Running", ip="10.0.0.9")
+                world.pods[chosen[0].name] = replace(chosen[0], **SERVING)
             case "unready" if chosen and chosen[0].retire_since is None:
                 world.pods[chosen[0].name] = replace(chosen[0], ready=False)
     for _ in range(60):
         acted = world.step()
         world.controller()
+        world.hand_over()
         world.now += 0.5
         for known in list(world.pods.values()):
             if known.created < world.now - 2:
-                world.pods[known.name] = replace(known, ready=True, phase="Running", ip="10.0.0.9")
+                world.pods[known.name] = replace(known, **SERVING)
         if not acted and len(world.pods) == world.want and all(p.retire_since is None for p in world.pods.values()):
             break
     assert (world.replicas, len(world.pods)) == (world.want, world.want)
     assert all(known.retire_since is None for known in world.pods.values())
     if all(what != "unready" for what, _ in events):
         assert world.ended_full == []
+
+
+def test_those_that_are_not_ready_go_first_and_else_the_scheduler_says() -> None:
+    slow, *others = pod(ready=False, created=NOW - 50), pod(), pod()
+    three = {"c-scheduler": deployment("c-scheduler"), WORKERS: deployment(replicas=3)}
+    (mark,) = plan(release(slow, *others, size=2, deployments=three), NOW).actions
+    assert isinstance(mark, model.MarkVictims) and mark.candidates == (slow,)
+    (mark,) = plan(release(*others, groups=(adopted_group(1),)), NOW).actions
+    assert isinstance(mark, model.MarkVictims) and (mark.count, len(mark.candidates)) == (1, 2)
