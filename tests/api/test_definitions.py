@@ -52,7 +52,7 @@ def contains(kept: Any, wanted: Any, path: str = "") -> list[str]:
     return [] if kept == wanted else [path]
 
 
-@pytest.mark.parametrize("name", ["daskcluster", "daskworkergroup", "daskautoscaler", "daskjob"])
+@pytest.mark.parametrize("name", ["daskcluster", "daskcluster-adopt", "daskworkergroup", "daskautoscaler", "daskjob"])
 def test_samples_apply(lab: Namespace, name: str) -> None:
     lab.apply(CRDS / "samples" / f"{name}.yaml")
 
@@ -89,3 +89,15 @@ def test_a_group_stays_with_its_cluster(lab: Namespace) -> None:
     patch = ["kubectl", "-n", lab.name, "patch", "daskworkergroup", "simple-extra", "--type=merge", "-p"]
     done = subprocess.run([*patch, '{"spec":{"cluster":"x"}}'], capture_output=True, text=True, check=False)
     assert "a worker group stays with its cluster" in done.stderr
+
+
+def test_an_adoption_and_security_stay_as_they_are(lab: Namespace) -> None:
+    lab.apply(CRDS / "samples" / "daskcluster-adopt.yaml")
+    shut = cluster_manifest("shut")
+    shut["spec"]["security"] = {"tls": True}
+    lab.apply(shut)
+    edits = {"mine": {"adopt": {"scheduler": "other"}}, "shut": {"security": {"tls": False}}}
+    for name, edit in edits.items():
+        patch = ["kubectl", "-n", lab.name, "patch", "daskcluster", name, "--type=merge", "-p"]
+        done = subprocess.run([*patch, json.dumps({"spec": edit})], capture_output=True, text=True, check=False)
+        assert f"{next(iter(edit))} cannot be changed" in done.stderr

@@ -129,7 +129,8 @@ class Release:
     pods: dict[str, Pod] = field(default_factory=dict)
     cost: set[str] = field(default_factory=set)
     retiring: frozenset[str] = frozenset()
-    retired: frozenset[str] = frozenset()
+    retired: frozenset[str] = frozenset()  # as the operator remembers it
+    empty: frozenset[str] = frozenset()  # as it is
     now: float = NOW
     numbers: Iterator[int] = field(default_factory=itertools.count)
     ended_full: list[Pod] = field(default_factory=list)
@@ -146,13 +147,18 @@ class Release:
             self.end(victim)
 
     def end(self, victim: Pod) -> None:
-        if victim.ready and victim.uid not in self.retired:
+        if victim.ready and victim.uid not in self.empty:
             self.ended_full.append(victim)
         del self.pods[victim.name]
 
     def hand_over(self) -> None:
         """The scheduler has moved what the retiring workers held."""
+        self.empty |= self.retiring
         self.retired, self.retiring = self.retired | self.retiring, frozenset()
+
+    def restart(self) -> None:
+        """Another operator takes over, which remembers nothing."""
+        self.retired = self.retiring = frozenset()
 
     def state(self) -> adopt.AdoptedState:
         settled = len(self.pods) == self.replicas
@@ -190,7 +196,9 @@ class Release:
 
 
 SERVING: Json = {"ready": True, "phase": "Running", "ip": "10.0.0.9"}
-EVENT = st.tuples(st.sampled_from(["scale", "controller", "step", "hand over", "ready", "unready"]), st.integers(0, 6))
+EVENT = st.tuples(
+    st.sampled_from(["scale", "controller", "step", "hand over", "restart", "ready", "unready"]), st.integers(0, 6)
+)
 
 
 @given(st.integers(0, 6), st.lists(EVENT, max_size=30))
@@ -209,6 +217,8 @@ def test_it_arrives_and_no_ready_pod_ends_full(start: int, events: list[tuple[st
                 world.step()
             case "hand over":
                 world.hand_over()
+            case "restart":
+                world.restart()
             case "ready" if chosen:
                 world.pods[chosen[0].name] = replace(chosen[0], **SERVING)
             case "unready" if chosen and chosen[0].retire_since is None:
