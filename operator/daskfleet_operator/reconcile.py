@@ -25,7 +25,7 @@ from daskfleet_operator.asking import Asking
 from daskfleet_operator.certificates import Certificates
 from daskfleet_operator.events import Events
 from daskfleet_operator.kube.client import JSON_PATCH, MERGE, STRATEGIC, Api, ApiError
-from daskfleet_operator.kube.kinds import CUSTOM_KINDS, JOB, POD, SECRET, Json, Kind
+from daskfleet_operator.kube.kinds import AUTOSCALER, CUSTOM_KINDS, JOB, POD, SECRET, WORKERGROUP, Json, Kind
 from daskfleet_operator.kube.objects import Pod, controller, of_a_predecessor
 from daskfleet_operator.metrics import Metrics
 from daskfleet_operator.plan import groups, model
@@ -86,6 +86,7 @@ class Reconciler:
             model.EnsureToken: self._ensure_token,
             model.CreateWorkers: self._create_workers,
             model.Patch: self._patch,
+            model.Resize: self._resize,
             model.MarkVictims: self._mark,
             model.Retire: self._retire,
             model.DeletePod: self._delete_pod,
@@ -221,9 +222,6 @@ class Reconciler:
                 return False
             raise
         self._store.changed(action.kind, answer)
-        if action.steps_down:
-            at = {action.steps_down: self._now()}
-            self._store.remember(key, lambda memory: replace(memory, scaled_down={**memory.scaled_down, **at}))
         return True
 
     async def _try_template(self, key: model.Key, action: model.TryTemplate) -> bool:
@@ -237,6 +235,26 @@ class Reconciler:
         self._store.remember(
             key, lambda memory: replace(memory, approved={**memory.approved, action.what: action.fingerprint})
         )
+        return True
+
+    async def _resize(self, key: model.Key, action: model.Resize) -> bool:
+        """Whoever sets a size by hand ends the autoscaler first, and the caches may not have heard of either."""
+        path = "/spec/worker/replicas"
+        body = [
+            {"op": "test", "path": path, "value": action.before},
+            {"op": "replace", "path": path, "value": action.after},
+        ]
+        try:
+            await self._api.get(AUTOSCALER, key.namespace, action.autoscaler)
+            answer = await self._api.patch(WORKERGROUP, key.namespace, action.group, body, content_type=JSON_PATCH)
+        except ApiError as error:
+            if error.status not in (404, 422):
+                raise
+            return False
+        self._store.changed(WORKERGROUP, answer)
+        if action.after < action.before:
+            at = {action.autoscaler: self._now()}
+            self._store.remember(key, lambda memory: replace(memory, scaled_down={**memory.scaled_down, **at}))
         return True
 
     async def _create_workers(self, key: model.Key, action: model.CreateWorkers) -> bool:

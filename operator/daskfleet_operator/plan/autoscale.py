@@ -12,11 +12,11 @@ target needs no worker.
 from __future__ import annotations
 
 from daskfleet_operator import names
-from daskfleet_operator.kube.kinds import AUTOSCALER, WORKERGROUP, Json
+from daskfleet_operator.kube.kinds import AUTOSCALER, Json
 from daskfleet_operator.plan import status
 from daskfleet_operator.plan.conditions import Reason, condition, merged
 from daskfleet_operator.plan.groups import replicas_of
-from daskfleet_operator.plan.model import Action, AskTarget, Observed, Patch, StatusWrite, Target
+from daskfleet_operator.plan.model import Action, AskTarget, Observed, Resize, StatusWrite, Target
 
 PERIOD = 0.5  # of the three seconds in which work should bring workers, a pod takes two
 DELAY = 15
@@ -46,9 +46,7 @@ def plan_autoscalers(observed: Observed, cluster: Json, now: float) -> tuple[lis
         last_down = observed.memory.scaled_down.get(name, 0.0)
         size = desired_size(autoscaler["spec"], replicas_of(group), others, targets, last_down, now)
         if size != replicas_of(group):
-            body = {"spec": {"worker": {"replicas": size}}}
-            steps_down = name if size < replicas_of(group) else ""
-            actions.append(Patch(WORKERGROUP, group["metadata"]["name"], body, steps_down))
+            actions.append(Resize(group["metadata"]["name"], name, replicas_of(group), size))
     return actions, min(wakes, default=None)
 
 

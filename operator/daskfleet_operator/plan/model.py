@@ -162,15 +162,21 @@ class CreateWorkers:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Change fields of an object: a merge patch (a dict) or a JSON patch (a list).
-
-    `steps_down` is the autoscaler that makes a group smaller by it: when it did so last is remembered.
-    """
+    """Change fields of an object: a merge patch (a dict) or a JSON patch (a list)."""
 
     kind: Kind
     name: str
     body: Json | list[Json]
-    steps_down: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Give a group another size, for an autoscaler: only while that is there and nobody else has changed the size."""
+
+    group: str
+    autoscaler: str
+    before: int
+    after: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +297,7 @@ Action = (
     | EnsureToken
     | CreateWorkers
     | Patch
+    | Resize
     | MarkVictims
     | Retire
     | DeletePod

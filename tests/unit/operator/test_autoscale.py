@@ -91,17 +91,16 @@ def test_plan_asks_then_patches_the_group() -> None:
     (ask,), wake_at = autoscale.plan_autoscalers(state, cluster(), NOW)
     assert isinstance(ask, model.AskTarget) and wake_at == NOW + autoscale.PERIOD
     known = replace(state.memory, targets={"a": (Target(5, NOW),)})
-    (patch,), _ = autoscale.plan_autoscalers(replace(state, memory=known), cluster(), NOW)
-    assert isinstance(patch, model.Patch) and patch.body == {"spec": {"worker": {"replicas": 5}}}
-    assert patch.steps_down == ""
+    (resize,), _ = autoscale.plan_autoscalers(replace(state, memory=known), cluster(), NOW)
+    assert resize == model.Resize("c-default", "a", 2, 5)
 
 
 def test_a_step_down_is_remembered_so_that_the_next_one_waits() -> None:
     state = observed(cluster(8), groups=(group(8),), autoscalers=(autoscaler(),))
     low = tuple(Target(0, NOW - 20 + second) for second in range(21))
     known = replace(state.memory, targets={"a": low})
-    (patch,), _ = autoscale.plan_autoscalers(replace(state, memory=known), cluster(8), NOW)
-    assert isinstance(patch, model.Patch) and patch.steps_down == "a"
+    (resize,), _ = autoscale.plan_autoscalers(replace(state, memory=known), cluster(8), NOW)
+    assert resize == model.Resize("c-default", "a", 8, 6)
     resting = replace(known, scaled_down={"a": NOW - 1})
     assert autoscale.plan_autoscalers(replace(state, memory=resting), cluster(8), NOW)[0] == []
 

@@ -223,8 +223,8 @@ async def scale_group(api: Api, namespace: str, cluster: str, n: int, worker_gro
         raise ValueError(f"scale({n}): a cluster cannot have less than no workers")
     path = resource_path("DaskWorkerGroup", namespace, specs.group_name(cluster, worker_group))
     try:
-        patch = api.patch(path, {"spec": {"worker": {"replicas": int(n)}}})
-        group: Object = (await asyncio.gather(delete_autoscaler(api, namespace, cluster), patch))[1]
+        await delete_autoscaler(api, namespace, cluster)  # first: it would set another size after ours
+        group: Object = await api.patch(path, {"spec": {"worker": {"replicas": int(n)}}})
     except ApiError as error:
         if error.status != 404:
             raise
