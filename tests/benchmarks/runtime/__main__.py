@@ -1,9 +1,16 @@
 """Runs every engine one after the other and prints the table.
 
-usage: python -m tests.benchmarks.runtime [--engines daskfleet,pool] [figure ...]
+usage: python -m tests.benchmarks.runtime [--engines daskfleet,pool] [--minutes N] [figure ...]
 
-Peers live in environments of their own under the user's cache folder, made on first use. Figures: import up map submit
-chain tree big transfer array dataframe bag idle shuffle.
+Peers live in environments of their own under the user's cache folder, made on first use. Figures: import up up30 map
+submit chain tree big transfer array dataframe bag delayed graph idle shuffle scheduler. An engine that is not done in
+--minutes minutes is stopped; what it has said until then counts.
+
+What was tried and did not help (64 MiB between two processes, into memory touched for the first time, 2 cores):
+
+* process_vm_readv: 1.0 GB/s, as a Unix socket or TCP with 0.5 to 1.1; the pages that receive are what is dear.
+* Huge pages for what is received, socket buffers of 1 or 4 MiB: within the noise of that.
+* glibc's arenas for each thread with a higher mmap threshold: fast, but malloc_trim leaves 50 MB of an arena's end.
 """
 
 from __future__ import annotations
