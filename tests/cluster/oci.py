@@ -58,12 +58,15 @@ class OciLayout:
             with subprocess.Popen(
                 ["buildah", "push", "-q", image, f"docker-archive:{pipe}:image:1"], stderr=subprocess.PIPE, text=True
             ) as pushing:
-                with tarfile.open(pipe, mode="r|", bufsize=1 << 20) as archive:
-                    for member in archive:
-                        digest = f"sha256:{member.name.removesuffix('.tar')}"
-                        content = archive.extractfile(member) if digest in wanted and member.isfile() else None
-                        if content is not None:
-                            self._store(digest, content)
+                with open(pipe, "rb") as stream:
+                    with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as archive:
+                        for member in archive:
+                            digest = f"sha256:{member.name.removesuffix('.tar')}"
+                            content = archive.extractfile(member) if digest in wanted and member.isfile() else None
+                            if content is not None:
+                                self._store(digest, content)
+                    while stream.read(1 << 20):  # padding behind the archive's end, which buildah wants to get rid of
+                        pass
                 assert pushing.stderr is not None
                 said = pushing.stderr.read()
             if pushing.returncode:

@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 
+import kubeclusters
 import pytest
 import upstream_bed as bed
 from daskfleet import KubeCluster
 
 IMAGE = "daskfleet/test-distributed:1"
-REQUIREMENTS = [f"distributed=={importlib.metadata.version('dask')}", *bed.NEEDED]
 DASHBOARD = ["bokeh", "jinja2", "markupsafe", "contourpy", "pillow", "xyzservices", "narwhals"]
+REQUIREMENTS = [f"distributed=={importlib.metadata.version('dask')}", *bed.NEEDED, *DASHBOARD]
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +77,18 @@ print("done")
 
 
 def test_a_release_of_dasks_own_chart_is_adopted(upstream, namespace, operator_in_cluster):
-    labels = bed.LABELS["dask"]
+    labels = kubeclusters.LABELS["dask"]
     # The chart's own values have no such variable: distributed serves what adaptive scaling asks for when told to.
     routes = [f"distributed.http.{name}" for name in ("health", "scheduler.json", "scheduler.info", "scheduler.api")]
     served = [{"name": "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES", "value": str(routes)}]
     items = [
-        bed.deployment("rel-scheduler", labels("rel", "scheduler"), ["dask", "scheduler"], served, image=IMAGE),
-        bed.deployment("rel-worker", labels("rel", "worker"), ["dask", "worker"], bed.address(namespace), 2, IMAGE),
-        bed.service("rel-scheduler", labels("rel", "scheduler")),
+        kubeclusters.deployment(
+            "rel-scheduler", labels("rel", "scheduler"), ["dask", "scheduler"], served, image=IMAGE
+        ),
+        kubeclusters.deployment(
+            "rel-worker", labels("rel", "worker"), ["dask", "worker"], kubeclusters.address(namespace), 2, IMAGE
+        ),
+        kubeclusters.service("rel-scheduler", labels("rel", "scheduler")),
     ]
     listing = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
     operator_in_cluster.kubectl("-n", namespace, "apply", "-f", "-", input=listing)

@@ -22,9 +22,12 @@ from typing import Any
 
 from daskfleet.protocol.frames import Raw
 from daskfleet.protocol.serialize import Serialized, dumps, loads
+from daskfleet.worker import heap
 
 logger = logging.getLogger(__name__)
 
+#: Bytes that are spilled before the heap is asked to return what it can.
+GIVE_BACK = 16 << 20
 _COUNT = struct.Struct("<I")
 
 
@@ -80,7 +83,7 @@ class SpillBuffer(MutableMapping[int, Any]):
         self._names = itertools.count()
         self._complained = False
         self.memory_bytes = self.disk_bytes = 0
-        self.spilled_total = 0
+        self.spilled_total = self._freed = 0
 
     def __repr__(self) -> str:
         return f"<SpillBuffer {self.memory_bytes:,} bytes in memory, {self.disk_bytes:,} on disk>"
@@ -157,6 +160,10 @@ class SpillBuffer(MutableMapping[int, Any]):
         self.memory_bytes -= self._sizes[id]
         self.disk_bytes += written
         self.spilled_total += written
+        self._freed += self._sizes[id]
+        if self._freed >= GIVE_BACK:  # or what was freed would stay with the heap, and count against the limit
+            self._freed = 0
+            heap.give_back()
         return max(self._sizes[id], 1)
 
     def _check_room(self, nbytes: int) -> None:
