@@ -9,13 +9,14 @@ import asyncio
 import base64
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from daskfleet_operator import names
 from daskfleet_operator.kube.client import Api, ApiError
 from daskfleet_operator.kube.kinds import CLUSTER, DEPLOYMENT, POD, SECRET, Json
 from daskfleet_operator.kube.objects import Pod
 from daskfleet_operator.plan import model
+from daskfleet_operator.plan.conditions import timestamp
+from daskfleet_operator.pods import PodWriter
 from daskfleet_operator.schedulers import Schedulers
 from daskfleet_operator.store import Store
 
@@ -23,10 +24,13 @@ from daskfleet_operator.store import Store
 class Adoption:
     """Marks Deployments and pods that are not ours, and reads what a release's scheduler is opened with."""
 
-    def __init__(self, api: Api, store: Store, schedulers: Schedulers, now: Callable[[], float]) -> None:
+    def __init__(
+        self, api: Api, store: Store, schedulers: Schedulers, pods: PodWriter, now: Callable[[], float]
+    ) -> None:
         self._api = api
         self._store = store
         self._schedulers = schedulers
+        self._pods = pods
         self._now = now
 
     async def adopt(self, key: model.Key, action: model.Adopt) -> bool:
@@ -70,7 +74,7 @@ class Adoption:
             missing = {label: value for label, value in ours.items() if label not in given}
             if name.rsplit("-", 2)[0] != action.deployment or "deletionTimestamp" in pod["metadata"] or not missing:
                 return False
-            return await self._patch_pod(key, name, {"metadata": {"labels": missing}})
+            return await self._pods.patch(key.namespace, name, {"metadata": {"labels": missing}})
 
         done = await asyncio.gather(*map(label, listed["items"]))
         now = self._now()
@@ -79,9 +83,8 @@ class Adoption:
 
     async def mark(self, key: model.Key, pod: Pod) -> bool:
         """Write on the pod that it is to retire, and that its Deployment had best end it."""
-        since = datetime.fromtimestamp(self._now(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        annotations = {names.RETIRING_SINCE: since, names.DELETION_COST: "-1000"}
-        return await self._patch_pod(key, pod.name, {"metadata": {"uid": pod.uid, "annotations": annotations}})
+        noted = {names.RETIRING_SINCE: timestamp(self._now()), names.DELETION_COST: "-1000"}
+        return await self._pods.patch(key.namespace, pod.name, {"metadata": {"uid": pod.uid, "annotations": noted}})
 
     async def read_token(self, key: model.Key, action: model.ReadToken) -> bool:
         """The token that the scheduler's container has in its environment, by value or from a Secret."""
@@ -130,20 +133,9 @@ class Adoption:
         self._store.changed(DEPLOYMENT, answer)
         return True
 
-    async def _patch_pod(self, key: model.Key, name: str, body: Json) -> bool:
-        try:
-            answer = await self._api.patch(POD, key.namespace, name, body)
-        except ApiError as error:
-            if error.status in (404, 409):
-                return False
-            raise
-        self._store.changed(POD, answer)
-        return True
-
     def _refused(self, key: model.Key, what: str, reason: str, message: str) -> bool:
         cluster = self._store.observed(key).cluster
         generation = cluster["metadata"].get("generation", 0) if cluster else 0
-
         self._store.refused(key, what, model.Refusal(reason, message, self._now(), 1, generation))
         return False
 

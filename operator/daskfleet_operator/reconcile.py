@@ -16,7 +16,6 @@ import logging
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from daskfleet_operator import names
@@ -29,8 +28,10 @@ from daskfleet_operator.kube.kinds import AUTOSCALER, CUSTOM_KINDS, JOB, POD, SE
 from daskfleet_operator.kube.objects import Pod, controller, of_a_predecessor
 from daskfleet_operator.metrics import Metrics
 from daskfleet_operator.plan import groups, model
+from daskfleet_operator.plan.conditions import timestamp
 from daskfleet_operator.plan.plan import plan, statuses
 from daskfleet_operator.plan.status import only_counts
+from daskfleet_operator.pods import PodWriter
 from daskfleet_operator.scheduler_api import SchedulerError
 from daskfleet_operator.schedulers import Schedulers
 from daskfleet_operator.store import PARSERS, Store
@@ -40,7 +41,6 @@ logger = logging.getLogger(__name__)
 ROUNDS = 6
 SOON = 0.2  # seconds until Kubernetes has deleted what belonged to a resource that is gone
 COUNTS_EVERY = 0.25  # seconds
-AT_ONCE = 32  # pods being made, marked or deleted, over all clusters: what waits in our queue needs no deadline
 Memory = model.Memory
 
 
@@ -74,10 +74,10 @@ class Reconciler:
         self._wake = wake
         self._wake_in = wake_in
         self._now = now
-        self._writing = asyncio.Semaphore(AT_ONCE)
+        self._pods = PodWriter(api, store)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         certificates = Certificates(api, store, wake_in, now)
-        self._adoption = Adoption(api, store, schedulers, now)
+        self._adoption = Adoption(api, store, schedulers, self._pods, now)
         asking = Asking(api, store, schedulers, beside=self._beside, wake=wake, now=now)
         self._appliers: Mapping[type, Callable[[model.Key, Any], Coroutine[Any, Any, bool]]] = {
             model.Create: self._create,
@@ -263,7 +263,7 @@ class Reconciler:
 
         async def one() -> bool:
             name = f"{action.group}-worker-{secrets.token_hex(5)}"
-            async with self._writing:
+            async with self._pods.slots:
                 if refused:
                     return False
                 try:
@@ -363,20 +363,10 @@ class Reconciler:
     async def _mark_one(self, key: model.Key, pod: Pod) -> bool:
         """Write the mark as a condition. The kubelet takes up any change of metadata at once, and after that it waits
         for its next look at the containers, up to a second, before it ends the pod; conditions leave it alone."""
-        since = datetime.fromtimestamp(self._now(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        since = timestamp(self._now())
         condition = {"type": names.RETIRING, "status": "True", "lastTransitionTime": since, "reason": "ScaledDown"}
         body = {"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}}
-        try:
-            async with self._writing:
-                answer = await self._api.patch(
-                    POD, key.namespace, pod.name, body, content_type=STRATEGIC, subresource="status"
-                )
-        except ApiError as error:
-            if error.status in (404, 409):
-                return False
-            raise
-        self._store.changed(POD, answer)
-        return True
+        return await self._pods.patch(key.namespace, pod.name, body, content_type=STRATEGIC, subresource="status")
 
     async def _retire(self, key: model.Key, action: model.Retire) -> bool:
         uids = {pod.uid for pod in action.pods}
@@ -407,7 +397,7 @@ class Reconciler:
             self._wake_in(key, again)
 
     async def _delete_pod(self, key: model.Key, action: model.DeletePod) -> bool:
-        async with self._writing:
+        async with self._pods.slots:
             answer = await self._api.delete(POD, key.namespace, action.pod.name, action.pod.uid)
         self._took_away(POD, answer)
         return answer is not None

@@ -47,4 +47,3 @@ BUDGET = Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
 LEASE = Kind("Lease", "coordination.k8s.io/v1", "leases")
 
 CUSTOM_KINDS = (CLUSTER, WORKERGROUP, AUTOSCALER, JOB)
-BY_NAME = {kind.name: kind for kind in (*CUSTOM_KINDS, POD, SERVICE, SECRET, EVENT, DEPLOYMENT, BUDGET, LEASE)}

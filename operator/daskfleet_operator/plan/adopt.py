@@ -22,9 +22,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from daskfleet_operator import names
-from daskfleet_operator.kube.kinds import CLUSTER, DEPLOYMENT, WORKERGROUP, Json
+from daskfleet_operator.kube.kinds import DEPLOYMENT, WORKERGROUP, Json
 from daskfleet_operator.kube.objects import Deployment, Pod
-from daskfleet_operator.plan import groups, templates
+from daskfleet_operator.plan import groups
 from daskfleet_operator.plan.model import (
     Action,
     Adopt,
@@ -102,20 +102,7 @@ def _group(key: Key, cluster: Json, name: str, deployment: Deployment) -> Json:
     if name == names.default_group_name(key.name) and "worker" in cluster["spec"]:
         size = groups.replicas_of(cluster)
         noted = {names.REPLICAS: str(size)}
-    reserved = {names.CLUSTER_LABEL: key.name, names.COMPONENT_LABEL: names.WORKERGROUP}
-    labels, annotations = templates.metadata(cluster, {}, reserved)
-    return {
-        "apiVersion": WORKERGROUP.api_version,
-        "kind": WORKERGROUP.name,
-        "metadata": {
-            "name": name,
-            "namespace": key.namespace,
-            "labels": labels,
-            "annotations": annotations | noted,
-            "ownerReferences": [templates.owner_reference(CLUSTER, cluster)],
-        },
-        "spec": {"cluster": key.name, "adopt": deployment.name, "worker": {"replicas": size}},
-    }
+    return groups.group_of(key, cluster, name, noted, {"adopt": deployment.name, "worker": {"replicas": size}})
 
 
 @dataclass(frozen=True, slots=True)

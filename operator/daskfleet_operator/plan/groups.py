@@ -47,21 +47,25 @@ def plan_ownership(observed: Observed, cluster: Json) -> list[Action]:
 
 
 def default_group(key: Key, cluster: Json) -> Json:
-    worker = cluster["spec"]["worker"]
+    noted = {names.REPLICAS: str(replicas_of(cluster)), names.TEMPLATE: worker_hash(cluster)}
+    return group_of(key, cluster, names.default_group_name(key.name), noted, {"worker": cluster["spec"]["worker"]})
+
+
+def group_of(key: Key, cluster: Json, name: str, noted: Json, spec: Json) -> Json:
+    """A DaskWorkerGroup that we make for a cluster, with what is `noted` as annotations."""
     reserved = {names.CLUSTER_LABEL: key.name, names.COMPONENT_LABEL: names.WORKERGROUP}
     labels, annotations = templates.metadata(cluster, {}, reserved)
     return {
         "apiVersion": WORKERGROUP.api_version,
         "kind": WORKERGROUP.name,
         "metadata": {
-            "name": names.default_group_name(key.name),
+            "name": name,
             "namespace": key.namespace,
             "labels": labels,
-            "annotations": annotations
-            | {names.REPLICAS: str(replicas_of(cluster)), names.TEMPLATE: worker_hash(cluster)},
+            "annotations": annotations | noted,
             "ownerReferences": [templates.owner_reference(CLUSTER, cluster)],
         },
-        "spec": {"cluster": key.name, "worker": worker},
+        "spec": {"cluster": key.name, **spec},
     }
 
 
