@@ -84,6 +84,11 @@ class Sharing(Core):
         ------
         KeyError
             The name is taken, or the data is not on the cluster any more.
+
+        Notes
+        -----
+        What is computed by then outlives the client and the scheduler: workers know the names of what they hold.
+        What is still to be computed outlives the client only, so `wait` for it where that matters.
         """
         if (name is None) == bool(args) or len(args) > 1:
             raise ValueError("publish_dataset takes one collection with name=, or collections by keyword")

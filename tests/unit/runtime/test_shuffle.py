@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -248,13 +248,30 @@ def processes() -> Iterator[LocalCluster]:
         yield cluster
 
 
+def part(n: int, pause: float = 0.0) -> pd.DataFrame:
+    time.sleep(pause)
+    return table(1000, seed=n)
+
+
+def shuffled(npartitions: int, make: Any = part, **kwargs: Any) -> Any:
+    return dd.from_map(make, range(npartitions), meta=table(1), **kwargs).shuffle("key")
+
+
+def check(future: Any, npartitions: int) -> None:
+    whole = pd.concat([part(n) for n in range(npartitions)])
+    assert_frame_equal(sort(future.result(timeout=100)), sort(whole))
+
+
+def until(condition: Callable[[], bool], seen: Callable[[], object] = str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, seen()
+        time.sleep(0.005)
+
+
 @pytest.mark.parametrize("when", ["while files are written", "while they are read"])
 def test_a_worker_killed_meanwhile(processes: LocalCluster, when: str, tmp_path: Path) -> None:
     reading = when == "while they are read"
-
-    def part(n: int) -> pd.DataFrame:
-        time.sleep(0.05 * (not reading))
-        return table(1000, seed=n)
 
     def look(frame: pd.DataFrame) -> pd.DataFrame:
         Path(tmp_path, f"{len(os.listdir(tmp_path))}-{os.getpid()}").touch()
@@ -263,18 +280,14 @@ def test_a_worker_killed_meanwhile(processes: LocalCluster, when: str, tmp_path:
 
     with Client(processes) as client:
         client.wait_for_workers(3, timeout=60)
-        shuffled = dd.from_map(part, range(24), meta=table(1)).shuffle("key").map_partitions(look, meta=table(1))
-        future = client.compute(shuffled)
-        deadline = time.monotonic() + 60
-        while not (len(os.listdir(tmp_path)) > 4 if reading else len(files(client)) > 4):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        looked = shuffled(24, pause=0.05 * (not reading)).map_partitions(look, meta=table(1))
+        future = client.compute(looked)
+        until(lambda: len(os.listdir(tmp_path) if reading else files(client)) > 4)
         folder, pid = next(
             (Path(info["local_directory"]), info["pid"]) for info in client.scheduler_info()["workers"].values()
         )
         os.kill(pid, signal.SIGKILL)
-        whole = pd.concat([table(1000, seed=n) for n in range(24)])
-        assert_frame_equal(sort(future.result(timeout=100)), sort(whole))
+        check(future, 24)
         del future
         client.wait_for_workers(3, timeout=60)
         assert folder in folders(client), "the worker in its place goes on with its files"
@@ -282,76 +295,55 @@ def test_a_worker_killed_meanwhile(processes: LocalCluster, when: str, tmp_path:
 
 
 def test_the_worker_in_a_killed_ones_place_goes_on_with_its_files(processes: LocalCluster, tmp_path: Path) -> None:
-    def part(n: int) -> pd.DataFrame:
-        Path(tmp_path, f"{n}-{time.time_ns()}").touch()
-        while n >= 9 and not Path(tmp_path, "go").exists():
-            time.sleep(0.01)
-        return table(1000, seed=n)
-
-    def runs(number: int) -> int:
-        return len(list(tmp_path.glob(f"{number}-*")))
-
-    def stored(folder: str) -> list[int]:
-        """The numbers of the partitions whose pieces are there."""
-        numbers = []
-        for path in Path(folder).glob("*.pieces"):
-            with path.open("rb") as file:
-                _, _, (_, number) = pickle.loads(pieces._read_end(file.fileno())[1])
-                numbers.append(number)
-        return numbers
-
     with Client(processes) as client:
         client.wait_for_workers(3, timeout=60)
-        future = client.compute(dd.from_map(part, range(12), meta=table(1)).shuffle("key"))
-        deadline = time.monotonic() + 60
-        while min(map(runs, range(9, 12))) < 1 or not files(client):  # and now all workers are busy
-            assert time.monotonic() < deadline, (os.listdir(tmp_path), files(client))
-            time.sleep(0.01)
+        places = folders(client)
+
+        def held(n: int) -> pd.DataFrame:
+            """Nothing more is begun from the first file on, until the killed worker is replaced."""
+            Path(tmp_path, f"{n}-{time.time_ns()}").touch()
+            time.sleep(0.05)
+            if any(list(place.glob("*.pieces")) for place in places):
+                Path(tmp_path, f"held-{os.getpid()}").touch()
+                while not Path(tmp_path, "go").exists():
+                    time.sleep(0.01)
+            return table(1000, seed=n)
+
+        def stored(folder: str) -> list[int]:
+            """The numbers of the partitions whose pieces are there."""
+            numbers = []
+            for path in Path(folder).glob("*.pieces"):
+                with path.open("rb") as file:
+                    _, _, (_, number) = pickle.loads(pieces._read_end(file.fileno())[1])
+                    numbers.append(number)
+            return numbers
+
+        future = client.compute(shuffled(36, held))
+        until(lambda: len(list(tmp_path.glob("held-*"))) == 3, lambda: (os.listdir(tmp_path), files(client)))
         workers = client.scheduler_info()["workers"]
         address = max(workers, key=lambda address: len(stored(workers[address]["local_directory"])))
         left = stored(workers[address]["local_directory"])
         os.kill(workers[address]["pid"], signal.SIGKILL)
-        while address in client.nthreads() or len(client.nthreads()) < 3:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: address not in client.nthreads() and len(client.nthreads()) == 3)
         Path(tmp_path, "go").touch()
-        whole = pd.concat([table(1000, seed=n) for n in range(12)])
-        assert_frame_equal(sort(future.result(timeout=100)), sort(whole))
-        assert left and all(runs(number) == 1 for number in left)
+        check(future, 36)
+        assert left and all(len(list(tmp_path.glob(f"{number}-*"))) == 1 for number in left)
 
 
 def test_files_that_vanish_are_made_again(processes: LocalCluster) -> None:
     with Client(processes) as client:
         client.wait_for_workers(3, timeout=60)
-
-        def part(n: int) -> pd.DataFrame:
-            time.sleep(0.03)
-            return table(1000, seed=n)
-
-        future = client.compute(dd.from_map(part, range(12), meta=table(1)).shuffle("key"))
-        deadline = time.monotonic() + 60
-        while len(written := files(client)) < 6:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        for path in written:
+        future = client.compute(shuffled(12, pause=0.03))
+        until(lambda: len(files(client)) >= 6)
+        for path in files(client):
             path.unlink(missing_ok=True)
-        whole = pd.concat([table(1000, seed=n) for n in range(12)])
-        assert_frame_equal(sort(future.result(timeout=100)), sort(whole))
+        check(future, 12)
 
 
 def test_a_worker_that_retires_meanwhile(processes: LocalCluster) -> None:
     with Client(processes) as client:
         client.wait_for_workers(3, timeout=60)
-
-        def part(n: int) -> pd.DataFrame:
-            time.sleep(0.03)
-            return table(1000, seed=n)
-
-        future = client.compute(dd.from_map(part, range(20), meta=table(1)).shuffle("key"))
-        deadline = time.monotonic() + 60
-        while len(files(client)) < 5:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        future = client.compute(shuffled(20, pause=0.03))
+        until(lambda: len(files(client)) >= 5)
         client.retire_workers([next(iter(client.scheduler_info()["workers"]))])
-        whole = pd.concat([table(1000, seed=n) for n in range(20)])
-        assert_frame_equal(sort(future.result(timeout=100)), sort(whole))
+        check(future, 20)

@@ -130,7 +130,10 @@ async def test_published_data_outlives_the_scheduler_and_who_published_it(monkey
 
 async def test_a_dataset_is_waited_for_while_its_workers_come_over():
     async with cluster(n_workers=1) as (scheduler, _, client):
-        await client.publish_dataset(kept=client.submit(big, 7))
+        future = client.submit(big, 7)
+        await client.publish_dataset(kept=future)
+        await future
+        del future
         new = await restarted(scheduler)
         try:
             assert (await client.gather(await client.get_dataset("kept")))[-1] == 7
