@@ -37,6 +37,8 @@ class Slurm(System):
         return match.group(1) if match else super().job_id(output)
 
     def query(self, user: str, ids: Sequence[str]) -> list[str]:
+        # Not --json: sites build Slurm without its serializer, the layout follows the release of its data parser
+        # (a state is a string in one and a list in the next), and it is kilobytes a job where this is a line.
         return ["squeue", "--noheader", "--array", "--states=all", f"--user={user}", "--format=%i|%T|%r"]
 
     def statuses(self, output: str) -> dict[str, JobStatus]:
