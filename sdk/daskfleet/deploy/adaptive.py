@@ -15,21 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from daskfleet import config
 from daskfleet import loop as loops
+from daskfleet.client.times import seconds
 
 if TYPE_CHECKING:
     from daskfleet.deploy.cluster import Cluster
 
 logger = logging.getLogger(__name__)
-
-
-def _seconds(name: str, given: float | str | None) -> float:
-    if given is None:
-        return config.seconds(f"distributed.adaptive.{name}") or 0.0
-    if isinstance(given, str):
-        from dask.utils import parse_timedelta
-
-        return float(parse_timedelta(given))
-    return given
 
 
 def clamp(target: int, minimum: int, maximum: float) -> int:
@@ -65,8 +56,9 @@ class Adaptive:
         wait_count: int | None = None,
         target_duration: float | str | None = None,
     ) -> None:
-        interval = _seconds("interval", interval)
-        target_duration = _seconds("target-duration", target_duration)
+        interval = seconds(config.get("distributed.adaptive.interval") if interval is None else interval) or 0.0
+        if target_duration is None:
+            target_duration = config.get("distributed.adaptive.target-duration")
         minimum = config.get("distributed.adaptive.minimum") if minimum is None else minimum
         maximum = config.get("distributed.adaptive.maximum") if maximum is None else maximum
         wait_count = config.get("distributed.adaptive.wait-count") if wait_count is None else wait_count
@@ -80,7 +72,7 @@ class Adaptive:
         self.minimum = minimum
         self.maximum = maximum
         self.wait_count = wait_count
-        self.target_duration = target_duration
+        self.target_duration = seconds(target_duration) or 0.0
         self._suggested = 0
         self._task: Any = None
 

@@ -76,7 +76,6 @@ class RemoteLink:
         self.address = address
         self.http_address = ""
         self._args = (security or Security()).get_connection_args("client")
-        self._token = security.token if security else None
         self._connecting: asyncio.Task[Connection] | None = None
 
     async def _connect(self) -> Connection:

@@ -296,7 +296,21 @@ class Peers:
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
 
-    async def _change(self, timeout: float) -> None:
+    async def until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until `condition` holds, which is looked at as workers say something; False after `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not condition():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            await self._change(left)
+        return True
+
+    def replaced(self, worker: WorkerState) -> bool:
+        """Whether another has come in its place, by name."""
+        return any(other.name == worker.name and other is not worker for other in self.state.workers.values())
+
+    async def _change(self, timeout: float | None) -> None:
         """Wait until a worker has said something, or `timeout` seconds."""
         if self._changed is None or self._changed.done():
             self._changed = asyncio.get_running_loop().create_future()

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from daskfleet.plugins import SchedulerPlugin, call
@@ -151,22 +151,12 @@ class SchedulerPlugins:
                 if connection is not None:
                     await connection.call(method, *args, timeout=SETUP)
             except ConnectionError:  # it is gone, or starts anew, and gets the plugin when it comes back
-                await self._back(worker)
+                await scheduler.until(partial(scheduler.replaced, worker), COMING_BACK)
             except Exception as error:
                 return worker.address, f"{type(error).__name__}: {error}"
             return worker.address, ""
 
         return await asyncio.gather(*(one(worker) for worker in list(scheduler.state.workers.values())))
-
-    async def _back(self, worker: WorkerState) -> None:
-        """Wait for the worker that comes in the place of one that starts anew."""
-        deadline = time.monotonic() + COMING_BACK
-        while (left := deadline - time.monotonic()) > 0:
-            if any(
-                other.name == worker.name for other in self._scheduler.state.workers.values() if other is not worker
-            ):
-                return
-            await self._scheduler._change(left)
 
     def for_new_worker(self) -> Sequence[tuple[str, str, bytes]]:
         """``(kind, name, pickle)`` of what a worker that joins has to set up."""

@@ -83,7 +83,7 @@ class SpillBuffer(MutableMapping[int, Any]):
         self._names = itertools.count()
         self._complained = False
         self.memory_bytes = self.disk_bytes = 0
-        self.spilled_total = self._freed = 0
+        self._freed = 0
 
     def __repr__(self) -> str:
         return f"<SpillBuffer {self.memory_bytes:,} bytes in memory, {self.disk_bytes:,} on disk>"
@@ -159,7 +159,6 @@ class SpillBuffer(MutableMapping[int, Any]):
         self._slow[id] = OnDisk(path, written)
         self.memory_bytes -= self._sizes[id]
         self.disk_bytes += written
-        self.spilled_total += written
         self._freed += self._sizes[id]
         if self._freed >= GIVE_BACK:  # or what was freed would stay with the heap, and count against the limit
             self._freed = 0

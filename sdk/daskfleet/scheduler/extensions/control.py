@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -76,14 +75,9 @@ class Control:
 
     async def wait_for_workers(self, client: ClientState, n: int, timeout: float | None) -> int:
         """The number of workers, as soon as it is `n` or more, or when the time is up."""
-        scheduler = self._scheduler
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while len(scheduler.state.workers) < n:
-            left = 3600.0 if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                break
-            await scheduler._change(left)
-        return len(scheduler.state.workers)
+        workers = self._scheduler.state.workers
+        await self._scheduler.until(lambda: len(workers) >= n, timeout)
+        return len(workers)
 
     async def retire_workers(
         self, client: ClientState, names: Sequence[str] | None, n: int | None, close_workers: bool

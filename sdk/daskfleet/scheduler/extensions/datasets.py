@@ -5,7 +5,6 @@ Every worker is told of them and tells a scheduler that comes after this one: wh
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +60,8 @@ class Datasets:
 
     async def get(self, client: ClientState, name: Name) -> Buffer | None:
         """A pickled collection, None when there is none."""
-        deadline = time.monotonic() + PATIENCE
-        while name not in self._all and self._scheduler.state.adopting and (left := deadline - time.monotonic()) > 0:
-            await self._scheduler._change(left)
+        state = self._scheduler.state
+        await self._scheduler.until(lambda: name in self._all or not state.adopting, PATIENCE)
         return self._all[name][0] if name in self._all else None
 
     def _tell(self, message: Message) -> None:

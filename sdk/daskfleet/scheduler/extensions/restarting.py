@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -42,13 +41,12 @@ class Restarting:
         """
         scheduler = self._scheduler
         workers = scheduler.select(names)
+        replaced = scheduler.replaced
         await asyncio.gather(*(self._tell(worker) for worker in workers))
-        deadline = time.monotonic() + timeout
-        while timeout and (left := deadline - time.monotonic()) > 0 and not all(map(self._is_back, workers)):
-            await scheduler._change(left)
+        await scheduler.until(lambda: all(map(replaced, workers)), timeout)
         called = {worker.name: name for name in names for worker in workers if name in (worker.name, worker.address)}
         return [
-            (called.get(worker.name, worker.address), "OK" if not timeout or self._is_back(worker) else "timed out")
+            (called.get(worker.name, worker.address), "OK" if not timeout or replaced(worker) else "timed out")
             for worker in workers
         ]
 
@@ -62,9 +60,3 @@ class Restarting:
                 await connection.call("restart", timeout=30)
             except (ConnectionError, TimeoutError) as error:
                 logger.info("%r did not say that it starts anew: %s", worker, error)
-
-    def _is_back(self, worker: WorkerState) -> bool:
-        """Whether another has come in its place, by name."""
-        return any(
-            other.name == worker.name and other is not worker for other in self._scheduler.state.workers.values()
-        )
