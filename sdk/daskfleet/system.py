@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
 from pathlib import Path
+
+#: Open files that are enough for a scheduler of tens of thousands of workers. Not what the system allows at most: that
+#: may be a billion, and there are programs that close each number that could be a file before they start another.
+FILES = 1 << 16
+
+
+def allow_many_files() -> None:
+    """Raise this process's soft limit of open files, which is often 1,024, to `FILES` or the hard limit."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        aim = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+        if soft != resource.RLIM_INFINITY and soft < aim:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (aim, hard))
 
 
 @functools.cache

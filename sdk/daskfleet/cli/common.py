@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from daskfleet import config
+from daskfleet import config, system
 from daskfleet._version import __version__
 from daskfleet.security import Security
 
@@ -115,8 +115,10 @@ def pid_file(path: str | None) -> Any:
 def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> NoReturn:
     """Run ``main(stop)``; SIGTERM and SIGINT set `stop`, a second SIGINT ends at once. Exits with its result.
 
-    As process 1 of a container it also reaps the children that tasks leave behind.
+    It may open as many files as the connections of a large cluster take. As process 1 of a container it also reaps the
+    children that tasks leave behind.
     """
+    system.allow_many_files()
 
     async def body() -> int:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()

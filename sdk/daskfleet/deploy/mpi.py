@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from daskfleet import scheduler_file as files
+from daskfleet import system
 from daskfleet.deploy.process import load_class, takes
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.security import TOKEN_VARIABLE, Security
@@ -149,6 +150,7 @@ class Rank:
 
     async def serve(self, scheduler: Scheduler | None, stop: asyncio.Event | None = None) -> None:
         """Be what this rank is (the client aside) until it is over, or until `stop`."""
+        system.allow_many_files()
         rank = self.comm.Get_rank()
         servers: list[Any] = [scheduler] if scheduler is not None else []
         if self.parts.works(rank):

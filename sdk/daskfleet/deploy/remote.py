@@ -140,6 +140,7 @@ def main() -> None:
     """Run until the order is done or standard input ends; then end the whole process group."""
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)  # sshd has made us the leader already; other ways to start us have not
+    system.allow_many_files()
     status = asyncio.run(_main())
     sys.stderr.flush()
     if os.getpgrp() == os.getpid():

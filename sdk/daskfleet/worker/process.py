@@ -5,13 +5,15 @@ nothing has to be imported again, so a worker is up in milliseconds and shares i
 Elsewhere it is a fresh interpreter, ``python -m daskfleet.worker.process``, that reads its options from standard input.
 
 A pipe ties it to its nanny. The worker says through it when it is up, and why it failed; and when the nanny is gone,
-however that came about, the pipe breaks and the worker ends.
+however that came about, the pipe breaks and the worker ends. On Linux the system ends it, even if its event loop is
+stuck.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import pickle
@@ -37,8 +39,13 @@ HOPELESS = 78
 HEAVY = ("numpy", "pandas", "pyarrow", "dask.array", "dask.dataframe")
 
 
+_PR_SET_PDEATHSIG = 1
+
+
 def run(options: dict[str, Any], pipe: socket.socket) -> int:
     """Run a worker to its end; the process's exit status."""
+    if sys.platform == "linux":  # a nanny that is gone already has closed the pipe
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.environ.get(VARIABLE):
         as_distributed()
     when_imported("dask", _configure_dask)

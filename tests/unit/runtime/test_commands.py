@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -11,8 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from daskfleet import Client, Security
+from eventual import eventually
 
 
 def run(name: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -128,6 +132,39 @@ def test_sigterm_to_the_command_hands_its_data_over(command: Any, scheduler: Any
         assert workers[0].stop() == 0
         assert [value[-1] for value in client.gather(data)] == list(range(8))
         assert len(client.has_what()) == 1
+
+
+def test_a_stuck_worker_ends_with_its_nanny(command: Any, scheduler: Any, tmp_path: Path) -> None:
+    async def stick() -> None:
+        (tmp_path / "stuck").touch()
+        ctypes.PyDLL(None).sleep(600)  # neither the event loop nor any other thread goes on
+
+    nanny = command("worker", scheduler[1], "--nthreads", "1")
+    nanny.says("Start worker at")
+    with Client(scheduler[1]) as client:
+        [pid] = client.run(os.getpid).values()
+        worker = psutil.Process(pid)
+        future = client.submit(stick)
+        eventually((tmp_path / "stuck").exists)
+        nanny.stop(signal.SIGKILL)
+        eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+        future.release()
+
+
+def test_more_files_may_be_open_than_usual(command: Any) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    aim = min(hard, 1 << 16) if hard != resource.RLIM_INFINITY else 1 << 16
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, soft), hard))
+    try:
+        one = command("scheduler", "--port", "0", "--no-dashboard", "--host", "127.0.0.1")
+        address = one.says("Scheduler at").split()[-1]
+        worker = command("worker", address, "--nthreads", "1")
+        worker.says("Start worker at")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(one.process.pid, resource.RLIMIT_NOFILE)[0] == aim
+    with Client(address) as client:
+        assert list(client.run(lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0]).values()) == [aim]
 
 
 def test_sigterm_ends_the_nanny_s_worker_too(command: Any, scheduler: Any) -> None:

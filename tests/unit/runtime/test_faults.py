@@ -19,6 +19,7 @@ import pytest
 from dask._task_spec import Task, TaskRef
 from daskfleet import CancelledError, Client, LocalCluster, Scheduler, Worker, wait
 from daskfleet.protocol.frames import ProtocolError
+from eventual import eventually
 
 MEGABYTE = 1 << 20
 
@@ -29,13 +30,6 @@ def increment(x: int) -> int:
 
 def still_works(client: Client) -> bool:
     return client.submit(sum, [1, 2], pure=False).result(timeout=60) == 3
-
-
-def eventually(what: Callable[[], object], timeout: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not what():
-        assert time.monotonic() < deadline, f"still not so after {timeout:g} s"
-        time.sleep(0.02)
 
 
 # Graphs and keys ---------------------------------------------------------------------------------------------------
