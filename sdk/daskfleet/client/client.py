@@ -24,7 +24,8 @@ class Client(Looking, Extending):
         ``scheduler-address`` (``DASK_SCHEDULER_ADDRESS``), else a new `LocalCluster`, which takes the remaining
         keywords.
     timeout
-        Seconds (or a text such as ``"10s"``) for the connection, ``distributed.comm.timeouts.connect`` by default.
+        Seconds (or a text such as ``"10s"``) for the connection, ``distributed.comm.timeouts.connect`` by default. A
+        scheduler that does not answer is asked again until then.
     set_as_default
         Let dask collections compute on this client, and `Client.current` find it.
     scheduler_file

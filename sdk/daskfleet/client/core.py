@@ -18,7 +18,7 @@ from daskfleet.client import current
 from daskfleet.client.inside import giving_way
 from daskfleet.client.link import Link
 from daskfleet.client.times import seconds
-from daskfleet.comm import CommClosedError, Pool, connect, parse_address
+from daskfleet.comm import CommClosedError, Connection, Pool, connect, parse_address, reach
 from daskfleet.comm.addresses import own_ip
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.loop import on_loop_thread, shared_loop
@@ -120,9 +120,9 @@ class Core(Link):
             target = target.scheduler_address
         self.security = self.security or Security()
         args = self.security.get_connection_args("client")
-        self._target = target
+        self._target: str = target
         try:
-            await self._introduce()
+            await self._introduce(await reach(self._where, self._attach, self._timeout, args, early=False))
         except BaseException:
             self.status = "closed"
             if self._own_cluster:
@@ -159,12 +159,18 @@ class Core(Link):
         """The worker whose tasks use this client, and with which it ends."""
         return None
 
-    async def _introduce(self) -> None:
-        """Connect to the scheduler and tell who we are, and which scheduler knew us before."""
+    def _where(self) -> str:
+        """The scheduler's address, as far as we know."""
+        self._target = files.moved(self._scheduler_file, self._target)
+        return self._target
+
+    async def _come_back(self) -> None:
         assert self.security is not None
         args = self.security.get_connection_args("client")
-        self._target = files.moved(self._scheduler_file, self._target)
-        connection = await connect(self._target, timeout=self._timeout, setup=self._attach, **args)
+        await self._introduce(await connect(self._where(), timeout=self._timeout, setup=self._attach, **args))
+
+    async def _introduce(self, connection: Connection) -> None:
+        """Tell the scheduler who we are, and which one knew us before."""
         try:
             who = {"id": self.id, "scheduler": self._info.get("id"), "worker": self._worker_address()}
             self._info = await connection.call("register", "client", who, timeout=self._timeout)

@@ -64,8 +64,8 @@ class Link:
         self._sent = Sent(self._is_pending)
         self._connected = asyncio.Event()
 
-    async def _introduce(self) -> None:
-        """Connect to the scheduler and tell who we are, and which scheduler knew us before."""
+    async def _come_back(self) -> None:
+        """Connect to the scheduler once more, or to the one in its place, and tell who we are."""
         raise NotImplementedError
 
     def _send(self, message: Message) -> None:
@@ -121,7 +121,7 @@ class Link:
         deadline, wait = self.loop.time() + RECONNECT, 0.05
         while self.status == "reconnecting":
             try:
-                await self._introduce()
+                await self._come_back()
                 break
             except (OSError, TimeoutError, DaskfleetError) as error:
                 if self.loop.time() > deadline:

@@ -4,6 +4,7 @@ from daskfleet.comm.addresses import Address, parse_address
 from daskfleet.comm.connection import CommClosedError, Connection, RemoteError
 from daskfleet.comm.opening import Listener, connect, listen
 from daskfleet.comm.pool import Pool
+from daskfleet.comm.reaching import reach
 
 __all__ = [
     "Address",
@@ -15,4 +16,5 @@ __all__ = [
     "connect",
     "listen",
     "parse_address",
+    "reach",
 ]

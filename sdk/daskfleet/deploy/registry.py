@@ -190,9 +190,11 @@ class RecordedCluster(FoundCluster):
     async def _logs(self, scheduler: bool, workers: bool, lines: int | None) -> Logs:
         from daskfleet.client.client import Client
         from daskfleet.deploy.cluster import Log, Logs
+        from daskfleet.deploy.scheduler_link import TIMEOUT
 
         entry, logs = self._known, Logs()
-        async with Client(entry.address, security=entry.security, asynchronous=True, set_as_default=False) as client:
+        settings: dict[str, Any] = {"asynchronous": True, "set_as_default": False, "timeout": TIMEOUT}
+        async with Client(entry.address, security=entry.security, **settings) as client:
             if scheduler:
                 logs["Scheduler"] = Log(_text(await client.get_scheduler_logs(lines)))
             if workers:

@@ -15,7 +15,7 @@ from typing import Any
 
 from daskfleet import config, system
 from daskfleet import scheduler_file as files
-from daskfleet.comm import Connection, Listener, Pool, listen, parse_address
+from daskfleet.comm import Connection, Listener, Pool, listen, parse_address, reach
 from daskfleet.comm.addresses import interface_ip, own_ip
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.http.logs import ring
@@ -30,7 +30,6 @@ from daskfleet.worker.data import Data
 from daskfleet.worker.executor import Again, Deprived, Executor, Failed, Outcome, Success, Suspended, failure, success
 from daskfleet.worker.folder import Folder
 from daskfleet.worker.health import beat, watch_memory
-from daskfleet.worker.joining import reach
 from daskfleet.worker.machine import Task, WorkerMachine
 from daskfleet.worker.memory import MemoryMonitor, Thresholds
 from daskfleet.worker.observing import Observer
@@ -280,7 +279,7 @@ class Worker:
             self.scheduler_address = files.moved(self.scheduler_file, self.scheduler_address)
             return self.scheduler_address
 
-        connection = await reach(where, self._attach, self.death_timeout, args)
+        connection = await reach(where, self._attach, self.death_timeout, args, early=True)
         self.address = self._contact_address(connection)
         if self.predecessors_folder is not None:
             self._inherited, self.predecessors_folder = inherit(self), None

@@ -77,6 +77,22 @@ async def test_nothing_sent_is_lost_when_the_connection_breaks_at_once():
             assert await client.gather(futures) == [(x, round) for x in range(500)]
 
 
+async def test_a_client_waits_for_a_scheduler_that_is_started_later():
+    async with cluster(0) as (scheduler, _, _):
+        address = scheduler.address
+    with pytest.raises(TimeoutError, match=f"no scheduler at {address} within 0.3 s .*refused.*: is it running"):
+        await Client(address, asynchronous=True, set_as_default=False, timeout=0.3)
+    client = Client(address, asynchronous=True, set_as_default=False, timeout=60)
+    waiting = asyncio.ensure_future(client.start())
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(waiting), 0.3)
+    assert client.status == "connecting"
+    async with await restarted(scheduler):
+        await asyncio.wait_for(waiting, 20)
+        assert client.status == "running"
+        await client.close()
+
+
 async def test_a_client_that_does_not_come_back_is_forgotten(monkeypatch):
     monkeypatch.setattr("daskfleet.scheduler.peers.CLIENT_GRACE", 0.05)
     monkeypatch.setattr(link, "RECONNECT", 0.0)
