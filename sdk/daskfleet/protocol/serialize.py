@@ -144,6 +144,8 @@ def _writable(buffer: Buffer) -> Buffer:
 
 def nbytes(serialized: Serialized) -> int:
     """Bytes that `serialized` takes on the wire, framing aside."""
+    if type(serialized) is bytes:
+        return len(serialized)
     if type(serialized) is tuple:
         return sum(memoryview(_unwrap(part)).nbytes for part in serialized)
     return memoryview(_unwrap(serialized)).nbytes

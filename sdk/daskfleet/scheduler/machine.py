@@ -200,7 +200,7 @@ class SchedulerState(Clients):
     def _disperse(self, worker: WorkerState) -> None:
         """`worker` is sent nothing more: what was queued for it goes elsewhere."""
         self._open.pop(worker, None)
-        for _, _, ts in worker.ready:
+        for ts in worker.ready:
             if ts.state == QUEUED and ts.worker is worker:
                 self._withdraw(ts)
                 self._recount(ts)

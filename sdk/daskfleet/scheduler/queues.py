@@ -1,20 +1,19 @@
 """Queues of ready tasks, and how they empty: the scheduler's lowest layer (`Queues`, `Transitions`, `SchedulerState`).
 
 A ready task waits here rather than on a worker for as long as it can, because here it can still go anywhere. A task
-that may run anywhere stands in one common heap; one with large inputs, or with restrictions, in the heap of the worker
-where it had better run (`placement`). Workers with room take the most urgent task of the two heaps and, when both are
-empty, one from another worker's heap if that pays (`stealing`). Entries are never taken out of the middle of a heap: an
-entry is valid as long as its task is queued for that heap's owner, and what is not is dropped when it comes to the top.
+that may run anywhere stands in one common line; one with large inputs, or with restrictions, in the line of the worker
+where it had better run (`placement`). Workers with room take the most urgent task of the two lines and, when both are
+empty, one from another worker's line if that pays (`stealing`). Tasks are never taken out of the middle of a line: they
+stand there as long as they are queued for its owner, and what is not is dropped when it comes to the front.
 
 A task that was on a worker as it died may be what killed it. Which of the many that a worker is sent ahead it was
-running nobody can tell afterwards, so suspects stand in a heap of their own and go out with caution: only to a worker
+running nobody can tell afterwards, so suspects stand in a line of their own and go out with caution: only to a worker
 with a thread to spare, and while a worker has one of them it is sent nothing ahead. If it dies again, all that it had
 was running, and the blame falls on those few.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
 from daskfleet.scheduler import placement, stealing
+from daskfleet.scheduler.line import Line
 from daskfleet.scheduler.state import (
     NO_WORKER,
     PROCESSING,
@@ -67,10 +67,10 @@ class Queues:
         self.unrunnable: dict[TaskState, None] = {}
         self._open: OrderedDict[WorkerState, None] = OrderedDict()  # workers with room, the longest unserved first
         self._backlogged: dict[WorkerState, None] = {}
-        self._ready: list[tuple[int, int, TaskState]] = []
+        self._ready = Line()
         #: Unfinished tasks that were on workers that died, and how much blame they bear.
         self.suspects: dict[TaskState, int] = {}
-        self._cautious: list[tuple[int, int, TaskState]] = []
+        self._cautious = Line()
         self._touched: dict[WorkerState | ClientState, None] = {}
         self._steals = STEALS
 
@@ -129,11 +129,10 @@ class Queues:
             worker = None
         self._enter(ts, QUEUED)
         ts.worker = worker
-        entry = (ts.priority, ts.id, ts)
         if worker is None:
-            heapq.heappush(self._cautious if suspect else self._ready, entry)
+            (self._cautious if suspect else self._ready).push(ts)
         else:
-            heapq.heappush(worker.ready, entry)
+            worker.ready.push(ts)
             worker.backlog += 1
             self._backlogged[worker] = None
 
@@ -196,46 +195,45 @@ class Queues:
 
     def _next_for(self, worker: WorkerState) -> TaskState | None:
         """The queued task that `worker` should be sent next, taken from its queue."""
-        if self._cautious and len(worker.processing) < worker.nthreads:
+        if self.suspects and len(worker.processing) < worker.nthreads:
             suspect = self._next_suspect_for(worker)
             if suspect is not None:
                 return suspect
-        own, common = worker.ready, self._ready
-        while own and not (own[0][2].state == QUEUED and own[0][2].worker is worker):
-            heapq.heappop(own)
-        while common and not self._anywhere(common[0][2]):
-            heapq.heappop(common)
-        if own and (not common or own[0] < common[0]):
-            return heapq.heappop(own)[2]
-        if common:
-            return heapq.heappop(common)[2]
+        own, common = _first_of(worker), self._first_of_all()
+        if own is not None and (common is None or own.priority < common.priority):
+            return worker.ready.pop()
+        if common is not None:
+            return self._ready.pop()
         if not self._steals or not self._backlogged or not self.stealing:
             return None
         self._steals -= 1
         for victim in stealing.victims(self._backlogged, worker):
-            while victim.ready and not (victim.ready[0][2].state == QUEUED and victim.ready[0][2].worker is victim):
-                heapq.heappop(victim.ready)
-            if victim.ready and stealing.worthwhile(victim.ready[0][2], victim, worker, self.bandwidth):
-                return heapq.heappop(victim.ready)[2]
+            ts = _first_of(victim)
+            if ts is not None and stealing.worthwhile(ts, victim, worker, self.bandwidth):
+                return victim.ready.pop()
         return None
 
-    def _anywhere(self, ts: TaskState) -> bool:
-        """Whether `ts` stands in the common queue."""
-        return ts.state == QUEUED and ts.worker is None and ts not in self.suspects
+    def _first_of_all(self) -> TaskState | None:
+        """The most urgent task of the common queue."""
+        line = self._ready
+        while (ts := line.first()) is not None:
+            if ts.state == QUEUED and ts.worker is None and ts not in self.suspects:
+                break
+            line.pop()
+        return ts
 
     def _next_suspect_for(self, worker: WorkerState) -> TaskState | None:
         """The most urgent suspect that `worker` may run."""
         others, found = [], None
-        while self._cautious and found is None:
-            entry = heapq.heappop(self._cautious)
-            ts = entry[2]
+        while found is None and self._cautious.first() is not None:
+            ts = self._cautious.pop()
             if ts.state == QUEUED and ts in self.suspects:
                 if placement.allowed(ts, worker):
                     found = ts
                 else:
-                    others.append(entry)
-        for entry in others:
-            heapq.heappush(self._cautious, entry)
+                    others.append(ts)
+        for ts in others:
+            self._cautious.push(ts)
         return found
 
     def _send(self, ts: TaskState, worker: WorkerState) -> None:
@@ -289,6 +287,16 @@ class Queues:
     def queued_seconds(self) -> float:
         """How long the ready tasks that were sent to nobody would take one thread, by estimate."""
         return sum(prefix.duration * prefix.queued for prefix in self.prefixes.values())
+
+
+def _first_of(worker: WorkerState) -> TaskState | None:
+    """The most urgent task of this worker's queue."""
+    line = worker.ready
+    while (ts := line.first()) is not None:
+        if ts.state == QUEUED and ts.worker is worker:
+            break
+        line.pop()
+    return ts
 
 
 def _full(worker: WorkerState) -> bool:

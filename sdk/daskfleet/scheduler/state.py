@@ -13,6 +13,7 @@ from typing import Any
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized
+from daskfleet.scheduler.line import Line
 
 # A task's states. `released`: known, its data not there and not on its way. `waiting`: for dependencies. `queued`:
 # ready, not sent to a worker yet. `no-worker`: ready, but no worker may run it. `processing`: sent. `forgotten`: no
@@ -202,8 +203,8 @@ class WorkerState:
     long_running
         Those of them that wait for other tasks (`secede`) and so take no thread.
     ready
-        A heap of ``(priority, id, task)``: queued tasks that had better run here. It may hold entries of tasks that are
-        no longer queued; `backlog` is the number of those that are.
+        Queued tasks that had better run here, and perhaps some that are no longer queued; `backlog` is the number of
+        those that are.
     incoming
         The ids of tasks whose data it was asked to fetch and to keep.
     suspects
@@ -221,7 +222,7 @@ class WorkerState:
     long_running: dict[TaskState, None] = field(default_factory=dict)
     occupancy: float = 0.0
     suspects: int = 0
-    ready: list[tuple[int, int, TaskState]] = field(default_factory=list)
+    ready: Line = field(default_factory=Line)
     backlog: int = 0
     data: dict[TaskState, None] = field(default_factory=dict)
     nbytes: int = 0

@@ -78,13 +78,12 @@ def check_scheduler(state: SchedulerState) -> None:
                 assert ts.worker is None
             case "queued":
                 assert all(dep.state == MEMORY for dep in ts.dependencies)
-                entry = (ts.priority, ts.id, ts)
                 if ts.worker is None:
-                    assert entry in (state._cautious if ts in state.suspects else state._ready)
+                    assert ts in (state._cautious if ts in state.suspects else state._ready)
                 else:
                     assert state.workers.get(ts.worker.address) is ts.worker and ts.worker.status == RUNNING
                     assert placement.allowed(ts, ts.worker)
-                    assert entry in ts.worker.ready
+                    assert ts in ts.worker.ready
                     backlog[ts.worker] += 1
             case "no-worker":
                 assert ts.worker is None and ts in state.unrunnable
