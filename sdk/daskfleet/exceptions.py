@@ -56,7 +56,7 @@ class KilledWorker(DaskfleetError):
     def __str__(self) -> str:
         return (
             f"task {self.task!r} was running on {self.allowed_failures + 1} workers when they died, the last of them "
-            f"{self.last_worker}. Does it need more memory than a worker has, or crash the process? "
+            f"{self.last_worker}. Does it need more memory than a worker has left, or crash the process? "
             "The workers' logs say how they ended."
         )
 

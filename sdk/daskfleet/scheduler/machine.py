@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from daskfleet.exceptions import KilledWorker
@@ -70,7 +71,8 @@ class SchedulerState(Clients):
         super().__init__(bandwidth, unknown_duration, stealing)
         self.allowed_failures = allowed_failures
         self.totals = Totals()
-        self.unexplained: dict[str, tuple[WorkerState, list[TaskState]]] = {}  # by name: dead workers, what they ran
+        #: By name: dead workers, what they ran, and what they had made last when they ran nothing.
+        self.unexplained: dict[str, tuple[WorkerState, list[TaskState], list[TaskState]]] = {}
 
     # Workers -------------------------------------------------------------------------------------------------------
 
@@ -136,12 +138,15 @@ class SchedulerState(Clients):
         if self.workers.get(worker.address) is worker:
             del self.workers[worker.address]
         worker.status = CLOSING
+        exact = not expected and len(worker.processing) <= worker.nthreads
+        processing = [*worker.long_running, *worker.processing]
+        made = [] if processing or not exact else self._last_made(worker)
+        for ts in made:
+            self.acquitted.setdefault(ts, 0)  # to be a suspect when it runs again
         for ts in list(worker.data):
             if worker in ts.holders:  # unless what went before has let go of it
                 self._forget_copy(ts, worker)
         self._disperse(worker)
-        exact = not expected and len(worker.processing) <= worker.nthreads
-        processing = [*worker.long_running, *worker.processing]
         worker.long_running, worker.processing = {}, {}
         worker.occupancy = worker.suspects = 0
         for ts in processing:
@@ -153,7 +158,7 @@ class SchedulerState(Clients):
             self._recount(ts)
         self._touched.pop(worker, None)
         if exact:
-            self.unexplained[worker.name] = worker, processing
+            self.unexplained[worker.name] = worker, processing, made
             if not worker.info.get("nanny"):
                 self.explain(worker.name)
 
@@ -167,20 +172,28 @@ class SchedulerState(Clients):
         """Give up a task that is not running."""
         self._fail(ts, Failure(dumps_by_value(error), b"", str(error), ts.key))
 
-    def explain(self, name: str, *, outside: bool = False) -> None:
+    def explain(self, name: str, *, outside: bool = False, memory: bool = False) -> None:
         """How the last worker of this name ended, if anybody wonders: by itself, or by somebody else's hand.
 
         A task that ran on more than `allowed_failures` workers as they died is given up. Of deaths from `outside` it
-        takes `OUTSIDE` times as many, since a long task may well see several, and yet a task can call that hand.
+        takes `OUTSIDE` times as many, since a long task may well see several, and yet a task can call that hand. Of
+        those for want of `memory` the result that was made last is the cause as well, if nothing was running, and it
+        does not exonerate a task that it has finished since.
         """
-        worker, accused = self.unexplained.pop(name, (None, ()))
-        for ts in accused:
-            if worker is None or ts not in self.suspects:
+        worker, accused, made = self.unexplained.pop(name, (None, (), ()))
+        for ts in [*accused, *made] if memory else accused:
+            blame = self.acquitted if memory and ts in self.acquitted else self.suspects
+            if worker is None or ts not in blame:
                 continue  # it has finished since
-            self.suspects[ts] += 1 if outside else OUTSIDE
+            blame[ts] += 1 if outside else OUTSIDE
             ts.prefix.suspicious += 1
-            if self.suspects[ts] > self.allowed_failures * OUTSIDE:
+            if blame is self.suspects and blame[ts] > self.allowed_failures * OUTSIDE:
                 self.refuse(ts, KilledWorker(ts.key, worker.address, self.allowed_failures))
+
+    def _last_made(self, worker: WorkerState) -> list[TaskState]:
+        """The task whose result came last of those that only this worker holds, if it has any."""
+        made = (ts for ts in reversed(worker.data) if ts.function is not None and ts.holders == worker.alone)
+        return list(islice(made, 1))
 
     def set_status(self, worker: WorkerState, status: str) -> None:
         """A worker pauses, resumes, or is about to leave; unless it runs it is sent nothing and gives back what it has

@@ -135,7 +135,8 @@ class Peers:
                 self._take_over()
             for learn in self.on_worker:
                 learn(info)
-        self.state.explain(name, outside=info.get("predecessor") in ("killed", "reconnected"))
+        how = info.get("predecessor")
+        self.state.explain(name, outside=how in ("killed", "reconnected"), memory=how == "memory")
         ids = self.state.add_worker(worker, info["held"])
         inherited = info.get("inherited", ())
         self.state.inherited(worker, [row for of, *row in inherited if of == self.id])

@@ -70,6 +70,9 @@ class Queues:
         self._ready = Line()
         #: Unfinished tasks that were on workers that died, and how much blame they bear.
         self.suspects: dict[TaskState, int] = {}
+        #: Those that have finished since. They are suspects again when they have to run again: or a worker that is too
+        #: small for all results would die, compute what it has lost, and die again, of another of them each time.
+        self.acquitted: dict[TaskState, int] = {}
         self._cautious = Line()
         self._touched: dict[WorkerState | ClientState, None] = {}
         self._steals = STEALS
@@ -112,6 +115,8 @@ class Queues:
     def _enqueue(self, ts: TaskState) -> None:
         """All inputs are there: queue for the worker where it had better run, or for any."""
         self.unrunnable.pop(ts, None)
+        if self.acquitted and (blame := self.acquitted.pop(ts, None)) is not None:
+            self.suspects[ts] = blame
         if ts.state != QUEUED and ts.state != NO_WORKER:
             ts.prefix.queued += 1
         worker: WorkerState | None

@@ -15,6 +15,7 @@ from daskfleet.comm import Listener, Pool, listen
 from daskfleet.comm.addresses import DEFAULT_SCHEDULER_PORT, interface_ip
 from daskfleet.exceptions import NoValidWorker
 from daskfleet.preload import Preloads
+from daskfleet.protocol.serialize import dumps
 from daskfleet.scheduler import extensions, retirement
 from daskfleet.scheduler.adaptive import Load, adaptive_target
 from daskfleet.scheduler.machine import SchedulerState
@@ -23,6 +24,7 @@ from daskfleet.scheduler.plugins import SchedulerPlugins
 from daskfleet.scheduler.state import (
     CLOSING,
     NO_WORKER,
+    PAUSED,
     PROCESSING,
     QUEUED,
     WAITING,
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks at what no message announces: idleness, imbalance, silent workers.
 TICK = 0.1
+#: Seconds after which users are told that all workers are too full to go on.
+FULL = 10.0
 
 
 class Scheduler(Peers):
@@ -91,6 +95,7 @@ class Scheduler(Peers):
         self._worker_ttl = config.seconds("distributed.scheduler.worker-ttl") or math.inf
         self._no_workers_timeout = config.seconds("distributed.scheduler.no-workers-timeout")
         self._unrunnable: dict[TaskState, float] = {}
+        self._full_from: float | None = None
         self.security = security or Security()
         self.status = "init"
         self.idle_timeout = (
@@ -212,6 +217,7 @@ class Scheduler(Peers):
                     logger.warning("%r has said nothing for %g s: giving it up", worker, self._worker_ttl)
                     self._connections[worker].abort()
             self._give_up_unrunnable(now)
+            self._tell_of_full_memory(now)
             if self.idle_timeout and self._idle_from is not None and now - self._idle_from > self.idle_timeout:
                 logger.info("closing: idle for %g s", self.idle_timeout)
                 await self.close("idle", close_workers=True)
@@ -226,6 +232,23 @@ class Scheduler(Peers):
             self.state.refuse(ts, NoValidWorker(ts.key, self._no_workers_timeout))
         if overdue:
             self._flush()
+
+    def _tell_of_full_memory(self, now: float) -> None:
+        """Work waits, and every worker has paused: nobody but the user can mend that, so every client is told, once."""
+        counts, workers = self.state.counts, self.state.workers.values()
+        waiting = counts[QUEUED] + counts[NO_WORKER]
+        if not waiting or counts[PROCESSING] or not workers or any(worker.status != PAUSED for worker in workers):
+            self._full_from = None
+        elif self._full_from is None:
+            self._full_from = now
+        elif now - self._full_from > FULL:
+            self._full_from = math.inf
+            text = (
+                f"{waiting} tasks wait, and all workers have paused: their memory is full of results that are still "
+                "wanted, and no more can be spilled to disk. Release futures, or add workers, memory or disk space."
+            )
+            logger.warning("%s", text)
+            self.extensions["events"].log("warn", dumps((0, text, UserWarning)))
 
     # What operators and dashboards ask -----------------------------------------------------------------------------
 

@@ -136,7 +136,8 @@ class Transitions(Queues):
         """The data of `ts` is there, on `worker` or here: whoever waited for it may go on, and its inputs may go."""
         active = ts.state in (WAITING, QUEUED, PROCESSING, NO_WORKER)
         self._enter(ts, MEMORY)
-        self.suspects.pop(ts, None)
+        if self.suspects and (blame := self.suspects.pop(ts, None)) is not None:
+            self.acquitted[ts] = blame
         ts.nbytes, ts.type = size, kind and sys.intern(kind)
         options = ts.options
         pinned = options is not None and options.pinned
@@ -234,6 +235,7 @@ class Transitions(Queues):
             active = ts.state not in (RELEASED, MEMORY)
             self._withdraw(ts)
             self.suspects.pop(ts, None)
+            self.acquitted.pop(ts, None)
             self._enter(ts, ERRED)
             ts.failure = failure
             for i in range(0, len(ts.wants), 2):
@@ -285,6 +287,8 @@ class Transitions(Queues):
         ts.state = FORGOTTEN
         if self.copies:
             self.copies.pop(ts, None)
+        if self.acquitted:
+            self.acquitted.pop(ts, None)
         del self.tasks[ts.id]
         del self.keys[ts.key]
         if ts.function is not None:

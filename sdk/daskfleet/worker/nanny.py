@@ -162,7 +162,7 @@ class Nanny:
                     return
                 self.deaths += 1
                 by_system = self._over_memory or _oom_kills() != oom_kills
-                self.options["predecessor"] = "killed" if status == -signal.SIGKILL and not by_system else ""
+                self.options["predecessor"] = "memory" if by_system else "killed" if status == -signal.SIGKILL else ""
                 logger.warning("worker %s (pid %s) %s; starting it anew", self.name, self.pid, _how(status))
                 if asyncio.get_running_loop().time() - started > STEADY:
                     wait = BACKOFF[0]

@@ -120,7 +120,8 @@ class Worker:
         self.scheduler_id = ""
         self.predecessors_folder: str | None = None  # of one that has died, whose nanny is ours
         self._inherited: list[Any] = []
-        self.predecessor = ""  # how the worker before us ended: "killed", if not by itself; "reconnected": it was we
+        # How the worker before us ended: for want of "memory"; "killed" by somebody; "reconnected": it was we.
+        self.predecessor = ""
         self._joined = asyncio.Event()
         self.machine = WorkerMachine(self.nthreads, self.resources)
         self._datasets: dict[Any, tuple[Any, ...]] = {}  # published: kept for a scheduler that comes after this one

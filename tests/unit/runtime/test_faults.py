@@ -251,6 +251,28 @@ def _spilled(client: Client) -> tuple[list[str], int]:
     return [line for _, line in lines], stored
 
 
+async def test_users_are_told_when_all_workers_are_too_full_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daskfleet.scheduler.server.FULL", 0.2)
+    async with (
+        Scheduler(port=0, host="127.0.0.1", dashboard_address=None) as scheduler,
+        Worker(scheduler.address, nthreads=1, memory_limit=0) as worker,
+        Client(scheduler.address, asynchronous=True, set_as_default=False) as client,
+    ):
+        said: asyncio.Queue[str] = asyncio.Queue()
+
+        async def hear(event: tuple[float, Any]) -> None:
+            said.put_nowait(event[1][1])
+
+        client.subscribe_topic("warn", hear)
+        worker.machine.paused = True
+        worker._scheduler.send(("status", "paused"))
+        future = client.submit(increment, 1)
+        assert "1 tasks wait, and all workers have paused" in await asyncio.wait_for(said.get(), 60)
+        worker.machine.paused = False
+        worker._scheduler.send(("status", "running"))
+        assert await asyncio.wait_for(future.result(), 60) == 2
+
+
 # Versions ----------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from daskfleet.scheduler.state import (
     NO_WORKER,
     PROCESSING,
     QUEUED,
+    RELEASED,
     RUNNING,
     WAITING,
     TaskState,
@@ -119,6 +120,7 @@ def check_scheduler(state: SchedulerState) -> None:
     assert state.replicated.keys() == {ts for ts in tasks.values() if len(ts.holders) > 1}
     assert len(state.unrunnable) == counts[NO_WORKER]
     assert all(tasks.get(ts.id) is ts and ts.state in ACTIVE for ts in state.suspects)
+    assert all(tasks.get(ts.id) is ts and ts.state in (MEMORY, RELEASED, WAITING) for ts in state.acquitted)
 
     for worker in state.workers.values():
         running = [*worker.processing, *worker.long_running]
@@ -218,7 +220,8 @@ def _unrunnable(ts: TaskState) -> bool:
 
 def check_empty(simulation: Simulation) -> None:
     state = simulation.state
-    assert not state.tasks and not state.keys and not state.unrunnable and not state.suspects and not state.expected
+    assert not state.tasks and not state.keys and not state.unrunnable and not state.expected
+    assert not state.suspects and not state.acquitted
     assert not any(state.counts.values())
     assert state.inline_bytes == 0 and not state.replicated and not state.copies
     assert not any(function.users for function in state.functions.values())

@@ -250,7 +250,8 @@ class Simulation:
 
     def explain(self, name: str) -> None:
         """The nanny of a dead worker tells how it ended."""
-        self.state.explain(name, outside=self.rng.random() < 0.5)
+        how = self.rng.random()
+        self.state.explain(name, outside=how < 0.5, memory=how > 0.7)
         self.flush()
 
     def check(self) -> None:

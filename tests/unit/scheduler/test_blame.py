@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import pytest
 from daskfleet.exceptions import KilledWorker
 
 
@@ -98,3 +99,39 @@ def test_workers_that_are_killed_from_outside_count_less(bench) -> None:
         deaths += 1
     assert deaths == 6
     assert pickle.loads(ts.failure.exception).task == "work-1"
+
+
+@pytest.mark.parametrize("dies", ["running", "resting"])
+def test_workers_too_small_for_all_results_do_not_die_for_ever(bench, dies: str) -> None:
+    """Each worker has memory for one result, and dies of the second, or as it makes it, whichever task that is of."""
+    b = bench(allowed_failures=3)
+    tasks = b.submit(("work-1",), ("work-2",), ("work-3",))
+    deaths = 0
+    while not any(ts.state == "erred" for ts in tasks):
+        worker = b.worker("a", info={"nanny": True})
+        for _ in range(1 if dies == "running" else 2):
+            b.done(worker, next(iter(worker.processing)), nbytes=1000)
+        if dies == "resting":
+            b.state.set_status(worker, "paused")
+            for ts in [*worker.processing]:
+                b.state.yielded(worker, [(ts.id, ts.attempt)])
+        b.flush()
+        b.state.remove_worker(worker)
+        b.state.explain("a", memory=True)
+        b.flush()
+        deaths += 1
+        assert deaths < 20
+    assert deaths > 3
+    assert isinstance(pickle.loads(b.take(b.client, "erred")[0][1]), KilledWorker)
+
+
+def test_a_worker_that_dies_idle_by_somebody_else_s_hand_blames_no_result(bench) -> None:
+    b = bench(allowed_failures=0)
+    (ts,) = b.submit(("work-1",))
+    for _ in range(3):
+        worker = b.worker("a", info={"nanny": True})
+        b.done(worker, ts, nbytes=1000)
+        b.state.remove_worker(worker)
+        b.state.explain("a", outside=True)
+        b.flush()
+        assert ts.state == "queued"
