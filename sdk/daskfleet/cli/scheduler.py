@@ -80,7 +80,13 @@ def serve_jupyter(scheduler: Any, guard: Security) -> None:
 @click.option("--host", default="", help="Address to listen on.  [default: every interface]", show_default=False)
 @click.option("--port", type=click.IntRange(0, 65535), default=8786, help="Port to listen on, 0 for any free one.")
 @click.option("--interface", default=None, help='Network interface to listen on, such as "eth0" or "ib0".')
-@click.option("--protocol", type=click.Choice(["tcp", "tls"]), default=None, help="tls when certificates are given.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["tcp", "tls", "unix"]),
+    default=None,
+    help="unix is for this machine alone.  [default: tcp, or tls when certificates are given]",
+    show_default=False,
+)
 @tls_options
 @click.option("--dashboard-address", default=":8787", help="Address of the HTTP server.")
 @click.option("--dashboard/--no-dashboard", default=True, help="Serve the dashboard, metrics and API over HTTP.")

@@ -87,7 +87,7 @@ def how_many(nworkers: str) -> int:
 @click.option("--contact-address", default=None, help="Address under which others reach the worker, if it differs.")
 @click.option("--host", default="", help="Address to listen on.  [default: every interface]", show_default=False)
 @click.option("--interface", default=None, help='Network interface to listen on, such as "eth0" or "ib0".')
-@click.option("--protocol", type=click.Choice(["tcp", "tls"]), default=None, help="The scheduler's unless given.")
+@click.option("--protocol", type=click.Choice(["tcp", "tls", "unix"]), default=None, help="The scheduler's by default.")
 @click.option("--scheduler-sni", default=None, help="Name to ask for under TLS, if a proxy routes by it.")
 @click.option("--nthreads", type=click.IntRange(1), default=None, help="Threads of each; by default all processors.")
 @click.option("--nworkers", "--nprocs", default="1", help="Workers: a number, auto, or -1 for one a processor.")

@@ -30,7 +30,8 @@ class Variable(Named):
     """A value that whoever knows its name can set and get.
 
     The value is a future, whose result stays on the cluster for as long as it is here, or anything that can be pickled;
-    it stays on the scheduler, so it should be small.
+    it stays on the scheduler, so it should be small. With the scheduler it is gone, and so is a queue, though futures
+    that clients hold survive that; a published dataset (`Client.publish_dataset`) outlives it, too.
     """
 
     def set(self, value: Any, timeout: float | str | None = None) -> Any:

@@ -81,6 +81,17 @@ def test_a_worker_that_comes_first_waits_for_the_scheduler(command: Any, schedul
     assert worker.stop() == 0
 
 
+def test_unix_sockets_and_no_port_at_all(command: Any) -> None:
+    one = command("scheduler", "--protocol", "unix", "--port", "0", "--no-dashboard", "--host", "127.0.0.1")
+    address = one.says("Scheduler at").split()[-1]
+    assert address.startswith("unix://127.0.0.1:")
+    command("worker", address, "--nthreads", "1").says("Start worker at")
+    with Client(address) as client:
+        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+        assert [worker.partition(":")[0] for worker in client.has_what()] == ["unix"]
+        assert not psutil.Process(one.process.pid).net_connections("inet")
+
+
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
 def test_two_workers_of_one_name(command: Any, scheduler: Any, nanny: str) -> None:
     command("worker", scheduler[1], "--name", "twin", "--nthreads", "1", nanny).says("Start worker at")
