@@ -59,6 +59,7 @@ DEFAULTS: dict[str, Any] = {
         "OPENBLAS_NUM_THREADS": 1,
     },
     "distributed.comm.timeouts.connect": 30.0,
+    "distributed.comm.compression": False,  # or auto, lz4, zstd, snappy, zlib: between machines, where both say so
     "distributed.comm.require-encryption": None,
     "distributed.adaptive.interval": 1.0,
     "distributed.adaptive.target-duration": 5.0,

@@ -120,8 +120,8 @@ class Connection:
         """Close at once; what is queued is lost."""
         raise NotImplementedError
 
-    def open_up(self, limit: int) -> None:
-        """Accept frames of up to `limit` bytes from now on: the peer has proved itself."""
+    def open_up(self, limit: int, codec: str | None = None) -> None:
+        """Accept frames of up to `limit` bytes from now on, since the peer has proved itself; compress by `codec`."""
 
     def reset_handlers(self) -> None:
         """Forget who listens; what arrives meanwhile is dropped."""

@@ -13,10 +13,12 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
+from daskfleet import config
 from daskfleet.comm import inproc, tcp, unix
 from daskfleet.comm.addresses import ANY, Address, own_ip, parse_address, place
 from daskfleet.comm.connection import CommClosedError, Connection
 from daskfleet.comm.stream import StreamConnection
+from daskfleet.protocol.compression import offered
 from daskfleet.protocol.frames import MAX_FRAME, Message, ProtocolError
 from daskfleet.protocol.handshake import AuthenticationError, Handshake
 
@@ -52,7 +54,7 @@ def _shake_hands(
             connection.send(answer)
             connection.flush()
         if handshake.done:
-            connection.open_up(MAX_FRAME)
+            connection.open_up(MAX_FRAME, handshake.codec)
             connection.reset_handlers()
             ready(connection)
             end(None)
@@ -64,6 +66,18 @@ def _shake_hands(
     if handshake.side == "client":
         connection.send(handshake.start())
     return finished
+
+
+def _codecs(connection: StreamConnection) -> tuple[str, ...]:
+    """What is offered for compression: nothing within one machine."""
+    sock = connection.options_socket
+    if sock is None or sock.family == socket.AF_UNIX or _host(connection.peer) == _host(connection.local):
+        return ()
+    return offered(config.get("distributed.comm.compression"))
+
+
+def _host(endpoint: str) -> str:
+    return endpoint.rpartition(":")[0]
 
 
 async def _shaken(finished: asyncio.Future[None]) -> None:
@@ -126,7 +140,7 @@ async def connect(
                     return listener.connect(f"{_literal(target.host)}:{target.port}", token, ready)
             async with asyncio.timeout(patience):
                 connection = await _open(target, shortcut, ssl_context, server_hostname)
-            await _shaken(_shake_hands(connection, Handshake("client", token), ready))
+            await _shaken(_shake_hands(connection, Handshake("client", token, _codecs(connection)), ready))
     except TimeoutError:
         _abort(connection)
         waited = timeout if connection is not None or patience is None else min(timeout, patience)
@@ -254,6 +268,7 @@ async def listen(
     if scheme == "inproc":
         address = Address(scheme, str(os.getpid()), next(inproc.numbers))
         return Listener(address, [], inproc.InprocListener(address.host, address.port, token, on_connection))
+    offered(config.get("distributed.comm.compression"))  # a mistake in it is to be known now
     loop = asyncio.get_running_loop()
     accepted = _acceptor(token, on_connection)
     sock = _bind(scheme, host, port)
@@ -315,7 +330,8 @@ def _acceptor(token: str | None, on_connection: Callable[[Connection], Any]) -> 
                 self.peer = "this machine"
             else:
                 tcp.tune(sock)
-            task = loop.create_task(greet(self, _shake_hands(self, Handshake("server", token), on_connection)))
+            handshake = Handshake("server", token, _codecs(self))
+            task = loop.create_task(greet(self, _shake_hands(self, handshake, on_connection)))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 

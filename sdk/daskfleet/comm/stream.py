@@ -38,6 +38,7 @@ class StreamConnection(Connection, asyncio.BufferedProtocol):
         super().__init__()
         self._transport: asyncio.Transport | None = None
         self._reader = FrameReader(limit=LIMIT)
+        self._codec: str | None = None
         self._backlog: deque[Buffer] = deque()
         self._closing = False
         self._out: socket.socket | None = None
@@ -53,7 +54,7 @@ class StreamConnection(Connection, asyncio.BufferedProtocol):
         if self._transport is None:
             return
         try:
-            parts = encode(messages)
+            parts = encode(messages, self._codec)
         except Exception:  # one of them cannot be said: the others are not to suffer
             parts = [part for message in messages for part in self._encode_alone(message)]
         self._backlog.extend(part for part in parts if len(part))
@@ -62,7 +63,7 @@ class StreamConnection(Connection, asyncio.BufferedProtocol):
     def _encode_alone(self, message: Any) -> list[Buffer]:
         """The parts of a frame of this message only; if it cannot be encoded, that is its sender's failure."""
         try:
-            return encode([message])
+            return encode([message], self._codec)
         except Exception as error:
             match message:
                 case ("call", number, *_):
@@ -133,9 +134,9 @@ class StreamConnection(Connection, asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def open_up(self, limit: int) -> None:
-        """Accept frames of up to `limit` bytes from now on: the peer has proved itself."""
-        self._reader.limit = limit
+    def open_up(self, limit: int, codec: str | None = None) -> None:
+        """Accept frames of up to `limit` bytes from now on, since the peer has proved itself; compress by `codec`."""
+        self._reader.limit, self._reader.compressed, self._codec = limit, codec is not None, codec
 
     # asyncio.BufferedProtocol ------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgpack
 
+from daskfleet.protocol import compression
 from daskfleet.protocol.buffers import allocate
 
 HEAD = struct.Struct("<II")
@@ -35,6 +36,8 @@ Buffer = bytes | bytearray | memoryview
 
 _EXT_BUFFER = 1
 _EXT_INLINE = 2
+_EXT_COMPRESSED = 3
+_COMPRESSED = struct.Struct("<IQ")
 
 
 class ProtocolError(ConnectionError):
@@ -50,8 +53,13 @@ class Raw:
         self.buffer = buffer
 
 
-def encode(messages: list[Message]) -> list[Buffer]:
+def encode(messages: list[Message], codec: str | None = None) -> list[Buffer]:
     """The parts of one frame, in order, to be written one after the other.
+
+    Parameters
+    ----------
+    codec
+        Compresses the buffers, as far as that pays.
 
     Raises
     ------
@@ -65,6 +73,10 @@ def encode(messages: list[Message]) -> list[Buffer]:
             view = memoryview(value.buffer).cast("B")
             if len(buffers) == MAX_BUFFERS:
                 return msgpack.ExtType(_EXT_INLINE, view.tobytes())
+            if codec is not None and (shorter := compression.compress(codec, view)) is not None:
+                buffers.append(memoryview(shorter))
+                what = _COMPRESSED.pack(len(buffers) - 1, len(view)) + codec.encode()
+                return msgpack.ExtType(_EXT_COMPRESSED, what)
             buffers.append(view)
             return msgpack.ExtType(_EXT_BUFFER, struct.pack("<I", len(buffers) - 1))
         if isinstance(value, numbers.Number) and hasattr(value, "item"):
@@ -78,12 +90,15 @@ def encode(messages: list[Message]) -> list[Buffer]:
     return [HEAD.pack(len(header), len(buffers)) + sizes + header, *buffers]
 
 
-def _decode(header: memoryview, buffers: list[memoryview]) -> list[Message]:
+def _decode(header: memoryview, buffers: list[memoryview], compressed: bool) -> list[Message]:
     def ext_hook(code: int, data: bytes) -> Any:
         if code == _EXT_BUFFER:
             return buffers[struct.unpack("<I", data)[0]]
         if code == _EXT_INLINE:
             return memoryview(bytearray(data))
+        if code == _EXT_COMPRESSED and compressed:
+            index, size = _COMPRESSED.unpack_from(data)
+            return compression.restore(data[_COMPRESSED.size :].decode(), buffers[index], size)
         raise ProtocolError(f"unknown extension {code} in a message")
 
     try:
@@ -107,10 +122,12 @@ class FrameReader:
     ----------
     limit
         Bytes, the largest frame that is accepted; it may be changed between frames.
+    compressed
+        Whether its buffers may be, so that they need more memory than their bytes; that, too, may be changed.
     """
 
-    def __init__(self, limit: int = MAX_FRAME) -> None:
-        self.limit = limit
+    def __init__(self, limit: int = MAX_FRAME, compressed: bool = False) -> None:
+        self.limit, self.compressed = limit, compressed
         self._scratch = memoryview(bytearray(SCRATCH))
         self._start = self._end = 0  # what of the scratch is received and not yet read
         self._parts: list[memoryview] = []  # of a frame that the scratch cannot hold
@@ -141,7 +158,7 @@ class FrameReader:
             if self._part == len(self._parts):
                 header, *buffers = self._parts
                 self._parts = []
-                yield _decode(header, buffers)
+                yield _decode(header, buffers, self.compressed)
             return
         self._end += n
         while (messages := self._next()) is not None:
@@ -183,7 +200,7 @@ class FrameReader:
             # The next read overwrites the scratch; what outlives this one is copied out of it.
             buffers.append(memoryview(bytearray(self._scratch[at : at + size])))
             at += size
-        return _decode(header, buffers)
+        return _decode(header, buffers, self.compressed)
 
     def _receive_apart(self, at: int, header_size: int, sizes: tuple[int, ...]) -> None:
         self._parts = [allocate(size) for size in (header_size, *sizes)]

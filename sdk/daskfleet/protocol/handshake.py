@@ -10,6 +10,8 @@ against somebody who can rewrite packets on the way: that is what TLS is for.
     server -> client   {"daskfleet": 1, "nonce": …, "token": bool, "proof": HMAC(server)}
     client -> server   {"proof": HMAC(client)}            ("" when neither side has a token)
     server -> client   {"welcome": true}  or  {"error": …}
+
+The first message of each side may also name the codecs that it offers for compression.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
+from daskfleet.protocol.compression import in_common
 from daskfleet.protocol.frames import Message, ProtocolError
 
 VERSION = 1
@@ -58,17 +62,29 @@ class Handshake:
         ``"client"`` for the side that connected, ``"server"`` for the one that accepted.
     token
         The shared secret, or None to accept anybody.
+    codecs
+        Offered for compression (`daskfleet.protocol.compression`).
+
+    Attributes
+    ----------
+    codec
+        What both sides offer, None if that is nothing.
     """
 
-    def __init__(self, side: str, token: str | None) -> None:
+    def __init__(self, side: str, token: str | None, codecs: Sequence[str] = ()) -> None:
         self.side, self.token, self.done = side, token, False
+        self._offer = {"compression": tuple(codecs)} if codecs else {}
+        self.codec: str | None = None
         self._nonce = secrets.token_bytes(32)
         self._expected = b""
         self._step = 0
 
     def start(self) -> Any:
         """The client's first message."""
-        return {"daskfleet": VERSION, "nonce": self._nonce}
+        return {"daskfleet": VERSION, "nonce": self._nonce, **self._offer}
+
+    def _agree(self, hello: dict[str, Any]) -> None:
+        self.codec = in_common(self._offer.get("compression", ()), hello.get("compression"))
 
     def receive(self, messages: list[Message]) -> Any | None:
         """Take the peer's frame and return the answer to send, or None.
@@ -85,8 +101,10 @@ class Handshake:
 
     def _as_server(self, messages: list[Message]) -> Any | None:
         if self._step == 1:
-            client_nonce = _hello(messages, {"daskfleet": VERSION, "nonce": self._nonce})["nonce"]
-            reply = {"daskfleet": VERSION, "nonce": self._nonce, "token": self.token is not None, "proof": b""}
+            hello = _hello(messages, self.start())
+            client_nonce = hello["nonce"]
+            self._agree(hello)
+            reply = {**self.start(), "token": self.token is not None, "proof": b""}
             if self.token is not None:
                 self._expected = _proof(self.token, "client", client_nonce, self._nonce)
                 reply["proof"] = _proof(self.token, "server", client_nonce, self._nonce)
@@ -100,6 +118,7 @@ class Handshake:
     def _as_client(self, messages: list[Message]) -> Any | None:
         if self._step == 1:
             hello = _hello(messages)
+            self._agree(hello)
             if not hello.get("token"):
                 if self.token is not None:
                     raise AuthenticationError(

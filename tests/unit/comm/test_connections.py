@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import dask
 import pytest
 from daskfleet.comm import CommClosedError, Connection, Pool, connect, listen, opening, parse_address, unix
 from daskfleet.comm.inproc import InprocConnection
@@ -280,6 +281,26 @@ async def test_a_stranger_who_took_the_name_is_not_believed(serve: Any, monkeypa
         connection = await connect(address, token="t")  # by TCP
         assert await connection.call("echo", 1) == (1,)
         connection.close()
+
+
+async def test_compression_between_machines_that_both_want_it(serve: Any) -> None:
+    plain = b"much of the same " * 10_000
+    with dask.config.set({"distributed.comm.compression": "zlib"}):
+        server, address = await serve("127.0.0.2")  # whoever connects does so from 127.0.0.1
+        connection = await connect(address, shortcut=False)
+        assert (server.connections[-1]._codec, connection._codec) == ("zlib", "zlib")
+        assert await connection.call("echo", Raw(plain)) == (plain,)
+        connection.close()
+        _, address = await serve("127.0.0.1")
+        connection = await connect(address, shortcut=False)
+        assert connection._codec is None, "within one machine"
+        connection.close()
+    _, address = await serve("127.0.0.2")
+    connection = await connect(address, shortcut=False)
+    assert connection._codec is None
+    connection.close()
+    with dask.config.set({"distributed.comm.compression": "gzip"}), pytest.raises(ValueError, match="expected auto"):
+        await serve("127.0.0.2")
 
 
 class SwappedCredentials:
