@@ -19,10 +19,11 @@ from daskfleet.protocol.messages import Key
 if TYPE_CHECKING:
     from dask import base
 
-    from daskfleet.client import encode
+    from daskfleet.client import delayed, encode
     from daskfleet.client import future as handles
 else:
-    base, encode, handles = Lazy("dask.base"), Lazy("daskfleet.client.encode"), Lazy("daskfleet.client.future")
+    base, delayed = Lazy("dask.base"), Lazy("daskfleet.client.delayed")
+    encode, handles = Lazy("daskfleet.client.encode"), Lazy("daskfleet.client.future")
 
 
 class Collections(Submitting):
@@ -112,6 +113,7 @@ class Collections(Submitting):
 
         annotations: Mapping[str, Any] = {}
         if isinstance(dsk, Expr):
+            dsk = delayed.faster(dsk)
             annotations = dsk.__dask_annotations__()
             dsk = dsk.__dask_graph__()
         elif isinstance(dsk, HighLevelGraph):
@@ -120,6 +122,8 @@ class Collections(Submitting):
         graph = encode.as_nodes(dict(dsk))
         _check(graph, keys, self._states)
         by_key = encode.annotations_by_key(annotations)
+        wanted = set(keys)
+        graph = encode.without_aliases(graph, lambda key: key in wanted or key in by_key or key in self._states)
         shared = {name: value for name, value in options.items() if value is not None}
         self._announce_span(shared)
         positions = order(graph)
@@ -132,7 +136,6 @@ class Collections(Submitting):
 
         encoder = encode.GraphEncoder(number)
         states: dict[Key, FutureState] = {}
-        wanted = set(keys)
         graph_number = next(self._graphs)
         rows: list[tuple[Any, ...]] = []
         sent = 0

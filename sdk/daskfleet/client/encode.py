@@ -227,6 +227,26 @@ def as_nodes(graph: Mapping[Key, Any]) -> dict[Key, GraphNode]:
     return nodes
 
 
+def without_aliases(graph: Mapping[Key, GraphNode], kept: Callable[[Key], bool]) -> dict[Key, GraphNode]:
+    """`graph` with tasks in the place of their aliases, where nothing else refers to them: dask leaves such a pair for
+    each group of tasks that it fuses. What is `kept` stays under its key."""
+    users = {node.target: 0 for node in graph.values() if type(node) is Alias and not kept(node.target)}
+    if not users:
+        return dict(graph)
+    for node in graph.values():
+        for key in node.dependencies:
+            if key in users:
+                users[key] += 1
+    result: dict[Key, GraphNode] = {}
+    for key, node in graph.items():
+        if users.get(key) == 1:
+            continue
+        while type(node) is Alias and users.get(node.target) == 1 and node.target in graph:
+            node = graph[node.target]
+        result[key] = node
+    return result
+
+
 def annotations_by_key(annotations: Mapping[str, Mapping[Key, Any]]) -> dict[Key, dict[str, Any]]:
     """dask's ``{"retries": {key: 3}}`` the other way round, with only what the scheduler understands."""
     options: dict[Key, dict[str, Any]] = {}

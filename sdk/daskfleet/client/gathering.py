@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from daskfleet import loop as loops
 from daskfleet.client.core import Core
 from daskfleet.client.inside import giving_way
-from daskfleet.client.states import CANCELLED, ERROR, FINISHED, PENDING, FutureState, wait_all
+from daskfleet.client.states import CANCELLED, ERROR, FINISHED, PENDING, FutureState, drop_settled, wait_all
 from daskfleet.client.times import due, left, seconds
 from daskfleet.importing import Lazy
 from daskfleet.protocol.serialize import Serialized, loads
@@ -79,27 +79,20 @@ class Gathering(Core):
         ------
         TimeoutError
         """
-        pending = {state.cid for state in states if state.status == PENDING}
+        pending = [state for state in states if state.status == PENDING]
         if not pending:
             return
-        arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def callback(cid: int) -> Callable[[], None]:
-            def done() -> None:
-                pending.discard(cid)
-                if not pending and not arrived.done():
-                    arrived.set_result(None)
-
-            return done
-
-        for state in states:
-            if state.cid in pending:
-                state.when_done(callback(state.cid))
         try:
             with giving_way():
-                await asyncio.wait_for(arrived, timeout)
+                async with asyncio.timeout(timeout):
+                    while pending:  # see `wait_all`
+                        arrived = asyncio.Event()
+                        pending[-1].when_done(arrived.set)
+                        await arrived.wait()
+                        drop_settled(pending)
         except TimeoutError:
-            raise TimeoutError(f"{len(pending)} of {len(states)} results were not ready within {timeout:g} s") from None
+            unsettled = sum(state.status == PENDING for state in states)
+            raise TimeoutError(f"{unsettled} of {len(states)} results were not ready within {timeout:g} s") from None
 
     async def _gather_states(
         self, states: Sequence[FutureState], errors: str, timeout: float | None, direct: bool | None = None

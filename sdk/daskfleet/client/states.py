@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from daskfleet.client.inside import giving_way
+from daskfleet.client.times import due, left
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized, loads
 
@@ -115,23 +116,27 @@ class FutureState:
         return Traceback.from_dict(loads(self.traceback)).as_traceback()  # type: ignore[no-any-return]
 
 
-def wait_all(states: list[FutureState], timeout: float | None) -> bool:
-    """Block until every state is final; False when `timeout` seconds were not enough."""
-    pending = {state.cid for state in states if state.status == PENDING}
+def wait_all(states: Iterable[FutureState], timeout: float | None) -> bool:
+    """Block until every state is final; False when `timeout` seconds were not enough.
+
+    It waits for the last one, then for the last of those that are not done by then: that makes a few waits, as results
+    come in about the order of their submission, where hearing of each would cost as much as submitting it.
+    """
+    pending = [state for state in states if state.status == PENDING]
     if not pending:
         return True
-    arrived = threading.Event()
-
-    def callback(cid: int) -> Callable[[], None]:
-        def done() -> None:
-            pending.discard(cid)
-            if not pending:
-                arrived.set()
-
-        return done
-
-    for state in states:
-        if state.cid in pending:
-            state.when_done(callback(state.cid))
+    due_at = due(timeout)
     with giving_way():
-        return arrived.wait(timeout)
+        while pending:
+            arrived = threading.Event()
+            pending[-1].when_done(arrived.set)
+            if not arrived.wait(left(due_at)):
+                return False
+            drop_settled(pending)
+    return True
+
+
+def drop_settled(states: list[FutureState]) -> None:
+    """Take final ones off the end."""
+    while states and states[-1].status != PENDING:
+        states.pop()

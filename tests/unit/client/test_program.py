@@ -9,7 +9,8 @@ import numpy
 import pytest
 from dask._task_spec import Alias, DataNode, Dict, List, Set, Task, TaskRef, Tuple, execute_graph
 from dask.base import collections_to_expr
-from daskfleet.client.encode import GraphEncoder, as_nodes
+from daskfleet.client.delayed import faster
+from daskfleet.client.encode import GraphEncoder, as_nodes, without_aliases
 from daskfleet.client.program import Compiler, is_simple
 from daskfleet.protocol.serialize import loads
 from daskfleet.protocol.spec import evaluate
@@ -146,3 +147,41 @@ def test_real_collections():
 def test_plain_data_needs_no_program():
     assert is_simple(Task("k", operator.add, TaskRef("a"), 1))
     assert not is_simple(Task("k", sorted, TaskRef("a"), key=operator.neg))
+
+
+def test_aliases_give_way_to_what_only_they_refer_to():
+    one = Task("one", operator.neg, 1)
+    graph = {
+        "one": one,
+        "a": Alias("a", "one"),
+        "b": Alias("b", "a"),
+        "wanted": Task("wanted", operator.neg, 2),
+        "c": Alias("c", "wanted"),
+        "shared": Task("shared", operator.neg, 3),
+        "d": Alias("d", "shared"),
+        "e": Task("e", operator.add, TaskRef("shared"), TaskRef("d")),
+        "f": Alias("f", "elsewhere"),
+    }
+    found = without_aliases(graph, lambda key: key == "wanted")
+    assert found == {"b": one} | {key: graph[key] for key in ("wanted", "c", "shared", "d", "e", "f")}
+
+
+@pytest.mark.parametrize("cycle", ["xy", "xyz"])
+def test_aliases_that_go_round_are_left_to_whoever_orders_the_graph(cycle):
+    graph = {key: Alias(key, target) for key, target in zip(cycle, cycle[1:] + cycle[0], strict=True)}
+    assert "x" in without_aliases(graph, lambda key: key == "x")
+    assert "out" in without_aliases(graph | {"out": Alias("out", "x")}, lambda key: key == "out")
+
+
+def test_delayed_values_are_culled_as_dask_does():
+    numbers = [dask.delayed(double)(n) for n in range(10)]
+    with dask.annotate(retries=3):
+        special = dask.delayed(double)(numbers[0])
+    total = dask.delayed(sum)([*numbers[:4], special])
+    for collections in ([total], numbers[2:5], [total, numbers[9]], [total, dask.array.ones(4, chunks=2)]):
+        expression = collections_to_expr(collections).finalize_compute().optimize()
+        found = faster(expression)
+        assert found is not expression
+        assert dict(found.__dask_graph__()) == dict(expression.__dask_graph__())
+        assert found.__dask_annotations__() == expression.__dask_annotations__()
+        assert found.__dask_keys__() == expression.__dask_keys__()
