@@ -2,9 +2,7 @@
 
 import importlib.metadata
 import json
-import os
 import subprocess
-import sys
 
 import kubeclusters
 import pytest
@@ -50,13 +48,7 @@ print("done")
 
 
 def test_work_and_scaling_with_upstreams_own_client(upstream, namespace):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(namespace=namespace, image=IMAGE)],
-        env={**os.environ, "PYTHONPATH": str(upstream)},
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
+    done = bed.run_program(SCRIPT.format(namespace=namespace, image=IMAGE), upstream, 110)
     assert done.stdout == "done\n", done.stderr
 
 
@@ -92,13 +84,7 @@ def test_a_release_of_dasks_own_chart_is_adopted(upstream, namespace, operator_i
     ]
     listing = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
     operator_in_cluster.kubectl("-n", namespace, "apply", "-f", "-", input=listing)
-    done = subprocess.run(
-        [sys.executable, "-c", RELEASE.format(namespace=namespace)],
-        env={**os.environ, "PYTHONPATH": str(upstream)},
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
+    done = bed.run_program(RELEASE.format(namespace=namespace), upstream, 110)
     assert done.stdout == "done\n", done.stderr
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,14 +73,7 @@ def theirs(operator_in_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.timeout(240)
 def test_create_scale_adapt_and_close(operator_in_cluster: Any, theirs: Path, namespace: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(image=IMAGE, namespace=namespace)],
-        env={**os.environ, "PYTHONPATH": str(theirs)},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    done = bed.run_program(PROGRAM.format(image=IMAGE, namespace=namespace), theirs, 180)
     assert done.stdout.split() == ["scaled", "grouped", "adapted", "closed"], done.stdout + done.stderr[-4000:]
     lab = Namespace(operator_in_cluster, namespace)
     assert lab.items("daskclusters") == [] and lab.items("daskautoscalers") == []

@@ -6,6 +6,7 @@ by a Python of its own.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -32,3 +33,15 @@ def provide_image(cluster: Cluster, folder: Path, tag: str, packages: Sequence[s
     subprocess.run(build, cwd=folder, check=True, capture_output=True)
     cluster.load([tag])
     return sorted((folder / "wheels").glob("*.whl"))
+
+
+def run_program(program: str, packages: Path, seconds: float) -> subprocess.CompletedProcess[str]:
+    """A program of a user's, in a Python that has the `packages` besides."""
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(packages)},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )

@@ -18,12 +18,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.fresh import NAMESPACE, namespace
 from tests.cluster import Cluster, NoKubernetes, find, images, project, tools
 from tests.cluster.progress import ClusterError, run, say, step
 from tests.cluster.source_node import SourceNode
@@ -32,7 +31,6 @@ from . import floor, table
 from .peer import install as peer
 
 HERE = Path(__file__).parent
-NAMESPACE = "daskfleet-bench"
 FLOOR_ROUNDS = 3
 PEER_SECONDS = 150.0
 """No further round of one of the peer's sides is begun when it is likely to end after so long."""
@@ -132,7 +130,7 @@ def _run(cluster: Cluster, rounds: int, peer_rounds: int, only: str | None) -> t
             )
         finally:
             _remove_ours(cluster)
-        with _namespace(cluster):
+        with namespace(cluster):
             results.floor = floor.measure(_kubectl(cluster), NAMESPACE, OURS.image, FLOOR_ROUNDS)
     return results
 
@@ -152,7 +150,7 @@ def _rounds(
             command = [python, HERE / "measure.py", side.library, "--name=bench", f"--namespace={NAMESPACE}"]
             command += [f"--image={side.image}", f"--options={json.dumps(side.options)}"]
             command += [f"--kubectl={tools.kubectl()}"]
-            with _namespace(cluster):
+            with namespace(cluster):
                 try:
                     said = run(command, env={"KUBECONFIG": str(cluster.kubeconfig)}, timeout=600)
                 except ClusterError as error:
@@ -173,16 +171,6 @@ def _remove_ours(cluster: Cluster) -> None:
         project.remove_operator(cluster)
         if definitions := _definitions(cluster):
             cluster.kubectl("delete", "--timeout=60s", *definitions)
-
-
-@contextmanager
-def _namespace(cluster: Cluster) -> Iterator[None]:
-    cluster.kubectl("create", "namespace", NAMESPACE)
-    cluster.kubectl("wait", "--for=create", "serviceaccount/default", "-n", NAMESPACE, "--timeout=30s")
-    try:
-        yield
-    finally:
-        cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=120s")
 
 
 def _kubectl(cluster: Cluster) -> list[str]:

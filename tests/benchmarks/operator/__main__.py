@@ -1,6 +1,7 @@
 """Runs the bed's limit, daskfleet's operator and dask-kubernetes' on simulated nodes and prints the table.
 
-usage: python -m tests.benchmarks.operator [--sizes 200 1000] [--peer-size 200] [--clusters 100] [--cycles 0] [--keep]
+usage: python -m tests.benchmarks.operator [--sizes 200 1000] [--peer-size 200] [--peer-seconds 120] [--clusters 100]
+                                           [--cycles 0] [--keep]
 
 Each operator runs as its pod on the node from source, with that node's two cores shared by all of Kubernetes. The bed's
 limit is a script that posts, and deletes, the same pods and does nothing else.
@@ -10,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tests.benchmarks import fresh
 from tests.benchmarks.kubernetes.peer import install as peer
 from tests.benchmarks.kubernetes.table import machine, versions
 from tests.cluster import NoKubernetes, find, images, project
@@ -32,6 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.operator", description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="*", default=[200, 1000], help="workers of one DaskCluster")
     parser.add_argument("--peer-size", type=int, default=200, help="workers for dask-kubernetes; 0 leaves it out")
+    parser.add_argument("--peer-seconds", type=float, default=120, help="how long each of its phases may take")
     parser.add_argument("--clusters", type=int, default=100, help="clusters of ten workers at once; 0 leaves them out")
     parser.add_argument("--cycles", type=int, default=0, help="clusters made and deleted, to see what grows")
     parser.add_argument("--keep", action="store_true", help="leave the benchmark's own node running for the next time")
@@ -43,6 +47,11 @@ def main() -> int:
         say(str(error))
         return 1
     print(_text(rows))
+    for row in rows:
+        if "failed" in row:
+            print(f"{row['side']}, {row['title']}: not done when it was ended: {row['failed']}")
+    if grown := _growth(rows):
+        print(grown)
     print(f"\ncommand: {' '.join(['python -m tests.benchmarks.operator', *sys.argv[1:]])}")
     print(f"machine: {machine()}; {node.description}, {bed.NODES} nodes simulated by KWOK\nversions: {versions()}")
     return 0
@@ -89,10 +98,20 @@ def _run(node: SourceNode, arguments: argparse.Namespace) -> list[Row]:
             peer.install(node)
             theirs = Watched(node, peer.NAMESPACE, peer.NAME)
             theirs.count()
-            rows.append(_measure(node, "dask-kubernetes", theirs, "cluster", peer.IMAGE, arguments.peer_size))
+            rows.append(_peer(node, theirs, arguments.peer_size, arguments.peer_seconds))
         finally:
             peer.uninstall(node)
     return rows
+
+
+def _peer(node: SourceNode, theirs: Watched, size: int, seconds: float) -> Row:
+    """Its row, or that it has none."""
+    side = "dask-kubernetes"
+    try:
+        return _measure(node, side, theirs, "cluster", peer.IMAGE, size, deadline=seconds)
+    except ClusterError as error:
+        say(f"{side}: {error}")
+        return {"side": side, "title": f"{size} workers", "failed": str(error)}
 
 
 def _measure(
@@ -104,13 +123,15 @@ def _measure(
     workers: int,
     clusters: int = 1,
     first: int = 0,
+    deadline: float | None = None,
 ) -> Row:
     """One scenario: seconds, requests and memory."""
     total = workers * clusters
     title = f"{clusters} clusters of {workers}" if clusters > 1 else f"{workers} workers"
     row: Row = {"side": side, "title": title, "total": total}
     words = [what, f"--image={image}", f"--workers={workers}", f"--clusters={clusters}", f"--first={first}"]
-    with step(f"{side}: {title}"), bed.namespace(node):
+    words += [f"--deadline={deadline}"] if deadline else []
+    with step(f"{side}: {title}"), fresh.namespace(node):
         before = watched.requests() if watched else 0
         for found in Scenario(node, *words).phases():
             row |= found
@@ -129,8 +150,19 @@ def _cycles(node: SourceNode, ours: Watched, cycles: int) -> list[Row]:
     rows = []
     for first in range(0, cycles, 20):
         row = _measure(node, "daskfleet", ours, "many", OURS, 2, 20, first)
-        rows.append(row | {"title": f"after {first + 20} clusters"})
-    return [rows[0], *rows[len(rows) // 2 :: max(1, len(rows) // 4)], rows[-1]]
+        rows.append(row | {"title": f"after {first + 20} clusters", "cycled": first + 20})
+    return rows
+
+
+def _growth(rows: list[Row]) -> str:
+    """What grows over clusters made and deleted: the slope of the memory, the first third of them left out."""
+    cycled = [(row["cycled"], row["memory down"]) for row in rows if "cycled" in row]
+    settled = cycled[len(cycled) // 3 :]
+    if len(settled) < 3:
+        return ""
+    slope, _ = statistics.linear_regression(*zip(*settled, strict=True))
+    last, memory = cycled[-1]
+    return f"resident after {last} clusters: {memory:.1f} MB; {slope * 1000:+.1f} MB for 1,000 more"
 
 
 def _told(row: Row) -> str:
@@ -139,6 +171,7 @@ def _told(row: Row) -> str:
 
 def _text(rows: list[Row]) -> str:
     """The table; ratios are to the bed's limit of the same size."""
+    rows = [row for row in rows if "failed" not in row]
     limits = {row["title"]: row for row in rows if row["side"] == "the bed's limit"}
     heads = ("", "made/s", "Running/s", "of limit", "to 0, s", "x limit", "requests up", "down", "RSS MB")
     lines = [heads[0].ljust(36) + "".join(head.rjust(12) for head in heads[1:])]

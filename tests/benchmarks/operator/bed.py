@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.fresh import NAMESPACE
 from tests.cluster import tools
 from tests.cluster.progress import ClusterError, step
 from tests.cluster.source_node import SourceNode
 
 NODES, PODS_PER_NODE = 10, 250
-NAMESPACE = "daskfleet-bench"
 SCHEMA = "daskfleet-bench-operator"
 KWOK = "kwok"
 STAGES = Path(__file__).with_name("stages.yaml")
@@ -145,14 +145,3 @@ class Scenario:
             if self._process.poll() is None:
                 self._process.kill()
             self._process.wait()
-
-
-@contextmanager
-def namespace(node: SourceNode) -> Iterator[None]:
-    """A fresh namespace, empty again before the context ends."""
-    node.kubectl("create", "namespace", NAMESPACE)
-    node.kubectl("wait", "--for=create", "serviceaccount/default", "-n", NAMESPACE, "--timeout=30s")
-    try:
-        yield
-    finally:
-        node.kubectl("delete", "namespace", NAMESPACE, "--timeout=300s", timeout=330)

@@ -25,10 +25,10 @@ class Seen:
 
 
 class PodWatch:
-    """The worker pods of a namespace; an async context manager."""
+    """The worker pods of a namespace; an async context manager. Each wait ends after `deadline` seconds."""
 
-    def __init__(self, api: Api, namespace: str) -> None:
-        self._api, self._namespace = api, namespace
+    def __init__(self, api: Api, namespace: str, deadline: float) -> None:
+        self._api, self._namespace, self._deadline = api, namespace, deadline
         self.pods: dict[str, Seen] = {}
         self._changed = asyncio.Condition()
 
@@ -74,7 +74,7 @@ class PodWatch:
     def present(self) -> list[Seen]:
         return [seen for seen in self.pods.values() if seen.gone is None]
 
-    async def wait(self, condition: Callable[[], bool], seconds: float) -> None:
+    async def wait(self, condition: Callable[[], bool]) -> None:
         """Until an event makes `condition` true.
 
         Raises
@@ -84,7 +84,9 @@ class PodWatch:
         """
         done = asyncio.create_task(self._until(condition))
         try:
-            ended, _ = await asyncio.wait({done, self._task}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait(
+                {done, self._task}, timeout=self._deadline, return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             done.cancel()
         if self._task in ended:
@@ -92,7 +94,7 @@ class PodWatch:
         if not ended:
             pods = self.present()
             running = sum(pod.runs is not None for pod in pods)
-            raise TimeoutError(f"after {seconds:.0f} s there are {len(pods)} workers, {running} Running")
+            raise TimeoutError(f"after {self._deadline:.0f} s there are {len(pods)} workers, {running} Running")
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         async with self._changed:

@@ -25,7 +25,7 @@ from .pods import PodWatch
 
 Json = dict[str, Any]
 AT_ONCE = 32  # requests of the bed's script under way
-DEADLINE = 240.0
+DEADLINE = 240.0  # seconds for each thing that is waited for
 SIMULATED = {
     "nodeSelector": {"type": "kwok"},
     "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],
@@ -61,7 +61,7 @@ def manifest(name: str, namespace: str, image: str, workers: int, simulated_sche
     }
 
 
-async def bare(api: Api, namespace: str, image: str, workers: int) -> Json:
+async def bare(api: Api, namespace: str, image: str, deadline: float, workers: int) -> Json:
     """The bed's limit."""
     cluster = manifest("bed", namespace, image, workers, False)
     key = Key(namespace, "bed")
@@ -88,17 +88,17 @@ async def bare(api: Api, namespace: str, image: str, workers: int) -> Json:
         async def delete() -> None:
             await asyncio.gather(*(ask("DELETE", POD.path(namespace, name)) for name in names))
 
-        return await life(api, namespace, workers, create, delete)
+        return await life(PodWatch(api, namespace, deadline), workers, create, delete)
 
 
-async def operated(api: Api, namespace: str, image: str, workers: int) -> Json:
+async def operated(api: Api, namespace: str, image: str, deadline: float, workers: int) -> Json:
     """One DaskCluster whose scheduler, a real one, runs: scaled from none to all its workers, and to none again."""
     made = manifest("bench", namespace, image, 0, False)
     del made["metadata"]["uid"]
     await api.create(CLUSTER, namespace, made)
-    deadline = time.monotonic() + DEADLINE
+    ends = time.monotonic() + deadline
     while not await _runs(api, namespace):
-        if time.monotonic() > deadline:
+        if time.monotonic() > ends:
             raise TimeoutError("the cluster's scheduler does not run")
         await asyncio.sleep(0.2)
     await asyncio.sleep(3)
@@ -106,7 +106,7 @@ async def operated(api: Api, namespace: str, image: str, workers: int) -> Json:
     async def scale(replicas: int) -> None:
         await api.patch(WORKERGROUP, namespace, "bench-default", {"spec": {"worker": {"replicas": replicas}}})
 
-    return await life(api, namespace, workers, lambda: scale(workers), lambda: scale(0))
+    return await life(PodWatch(api, namespace, deadline), workers, lambda: scale(workers), lambda: scale(0))
 
 
 async def _runs(api: Api, namespace: str) -> bool:
@@ -119,32 +119,32 @@ async def _runs(api: Api, namespace: str) -> bool:
 
 
 async def life(
-    api: Api, namespace: str, workers: int, create: Callable[[], Awaitable[None]], delete: Callable[[], Awaitable[None]]
+    pods: PodWatch, workers: int, create: Callable[[], Awaitable[None]], delete: Callable[[], Awaitable[None]]
 ) -> Json:
     """Seconds until all workers are made, Running, and gone again."""
     seconds = {}
-    async with PodWatch(api, namespace) as watch:
+    async with pods as watch:
         started = time.monotonic()
         await create()
-        await watch.wait(lambda: len(watch.present()) == workers, DEADLINE)
+        await watch.wait(lambda: len(watch.present()) == workers)
         seconds["made"] = max(seen.made for seen in watch.present()) - started
-        await watch.wait(lambda: sum(seen.runs is not None for seen in watch.present()) == workers, DEADLINE)
+        await watch.wait(lambda: sum(seen.runs is not None for seen in watch.present()) == workers)
         seconds["running"] = max(seen.runs or 0 for seen in watch.present()) - started
         say(seconds, "up")
         await asyncio.sleep(3)  # what follows the last pod's being Running, such as status
         started = time.monotonic()
         await delete()
-        await watch.wait(lambda: not watch.present(), DEADLINE)
+        await watch.wait(lambda: not watch.present())
         seconds["gone"] = max(seen.gone or 0 for seen in watch.pods.values()) - started
         say(seconds, "down")
     return seconds
 
 
-async def many(api: Api, namespace: str, image: str, clusters: Iterable[str], workers: int) -> Json:
+async def many(api: Api, namespace: str, image: str, deadline: float, clusters: Iterable[str], workers: int) -> Json:
     """Clusters of so many workers each, all at once, with simulated schedulers; and their deletion."""
     clusters = list(clusters)
     seconds = {}
-    async with PodWatch(api, namespace) as watch:
+    async with PodWatch(api, namespace, deadline) as watch:
         started = time.monotonic()
 
         async def create(name: str) -> None:
@@ -154,14 +154,14 @@ async def many(api: Api, namespace: str, image: str, clusters: Iterable[str], wo
 
         await asyncio.gather(*map(create, clusters))
         total = workers * len(clusters)
-        await watch.wait(lambda: len(watch.present()) == total, DEADLINE)
+        await watch.wait(lambda: len(watch.present()) == total)
         seconds["made"] = time.monotonic() - started
-        await watch.wait(lambda: sum(seen.runs is not None for seen in watch.present()) == total, DEADLINE)
+        await watch.wait(lambda: sum(seen.runs is not None for seen in watch.present()) == total)
         seconds["running"] = time.monotonic() - started
         say(seconds, "up")
         started = time.monotonic()
         await asyncio.gather(*(api.delete(CLUSTER, namespace, name) for name in clusters))
-        await watch.wait(lambda: not watch.present(), DEADLINE)
+        await watch.wait(lambda: not watch.present())
         seconds["gone"] = time.monotonic() - started
         say(seconds, "down")
     return seconds
@@ -176,7 +176,7 @@ def say(seconds: Json, phase: str) -> None:
 async def run(arguments: argparse.Namespace) -> None:
     connection = await load_connection(arguments.kubeconfig, None)
     async with Api(connection, timeout=60) as api:
-        common = api, arguments.namespace, arguments.image
+        common = api, arguments.namespace, arguments.image, arguments.deadline
         if arguments.what == "bare":
             await bare(*common, arguments.workers)
         elif arguments.what == "cluster":
@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--image", required=True)
     parser.add_argument("--workers", type=int, required=True)
     parser.add_argument("--clusters", type=int, default=1)
+    parser.add_argument("--deadline", type=float, default=DEADLINE)
     parser.add_argument("--first", type=int, default=0, help="number of the first cluster, for its name")
     asyncio.run(run(parser.parse_args()))
 
