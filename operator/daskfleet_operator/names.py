@@ -18,6 +18,7 @@ JOB_RUNNER = "job-runner"
 OURS = GROUP + "/"
 TEMPLATE = OURS + "template-hash"
 REPLICAS = OURS + "cluster-replicas"
+WAVE = OURS + "wave"  # on worker pods, see `plan.waves`
 RETIRING = OURS + "Retiring"  # a condition of pods
 RETIRING_SINCE = OURS + "retiring-since"  # on adopted pods
 ADOPTED_BY = OURS + "adopted-by"  # on Deployments; daskfleet's chart reads it

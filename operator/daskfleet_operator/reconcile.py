@@ -23,18 +23,17 @@ from daskfleet_operator.adoption import Adoption
 from daskfleet_operator.asking import Asking
 from daskfleet_operator.certificates import Certificates
 from daskfleet_operator.events import Events
-from daskfleet_operator.kube.client import JSON_PATCH, MERGE, STRATEGIC, Api, ApiError
-from daskfleet_operator.kube.kinds import AUTOSCALER, CUSTOM_KINDS, JOB, POD, SECRET, WORKERGROUP, Json, Kind
-from daskfleet_operator.kube.objects import Pod, controller, of_a_predecessor
+from daskfleet_operator.kube.client import JSON_PATCH, MERGE, Api, ApiError
+from daskfleet_operator.kube.kinds import AUTOSCALER, JOB, POD, SECRET, WORKERGROUP, Json, Kind
+from daskfleet_operator.kube.objects import controller, of_a_predecessor
 from daskfleet_operator.metrics import Metrics
 from daskfleet_operator.plan import groups, model
-from daskfleet_operator.plan.conditions import timestamp
 from daskfleet_operator.plan.plan import plan, statuses
 from daskfleet_operator.plan.status import only_counts
 from daskfleet_operator.pods import PodWriter
-from daskfleet_operator.scheduler_api import SchedulerError
+from daskfleet_operator.retirement import Retirement
 from daskfleet_operator.schedulers import Schedulers
-from daskfleet_operator.store import PARSERS, Store
+from daskfleet_operator.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +77,9 @@ class Reconciler:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         certificates = Certificates(api, store, wake_in, now)
         self._adoption = Adoption(api, store, schedulers, self._pods, now)
+        retirement = Retirement(
+            api, store, schedulers, self._pods, self._adoption, beside=self._beside, wake_in=wake_in, now=now
+        )
         asking = Asking(api, store, schedulers, beside=self._beside, wake=wake, now=now)
         self._appliers: Mapping[type, Callable[[model.Key, Any], Coroutine[Any, Any, bool]]] = {
             model.Create: self._create,
@@ -87,9 +89,10 @@ class Reconciler:
             model.CreateWorkers: self._create_workers,
             model.Patch: self._patch,
             model.Resize: self._resize,
-            model.MarkVictims: self._mark,
-            model.Retire: self._retire,
-            model.DeletePod: self._delete_pod,
+            model.MarkVictims: retirement.mark,
+            model.RetireAll: retirement.mark_all,
+            model.Retire: retirement.retire,
+            model.DeletePod: retirement.delete_pod,
             model.Delete: self._delete,
             model.AskTarget: asking.target,
             model.AskIdle: asking.idle,
@@ -337,86 +340,11 @@ class Reconciler:
         )
         return True
 
-    # --- taking workers away ---------------------------------------------------------------------------------------
-
-    async def _mark(self, key: model.Key, action: model.MarkVictims) -> bool:
-        victims = await self._choose(key, action)
-        mark = self._adoption.mark if action.adopted else self._mark_one
-        results = await asyncio.gather(*(mark(key, pod) for pod in victims))
-        return any(results)
-
-    async def _choose(self, key: model.Key, action: model.MarkVictims) -> list[Pod]:
-        """Whom the scheduler would rather lose; where it cannot say, the first of the candidates."""
-        candidates = list(action.candidates)
-        if action.count >= len(candidates):
-            return candidates
-        scheduler = self._schedulers.of(self._store.observed(key))
-        named: list[Pod] = []
-        if scheduler is not None:
-            try:
-                named = await scheduler.workers_to_close(action.count, candidates)
-            except SchedulerError as error:
-                logger.debug("%s: the scheduler names no workers to close: %s", key, error)
-        rest = [pod for pod in candidates if pod not in named]
-        return (named + rest)[: action.count]
-
-    async def _mark_one(self, key: model.Key, pod: Pod) -> bool:
-        """Write the mark as a condition. The kubelet takes up any change of metadata at once, and after that it waits
-        for its next look at the containers, up to a second, before it ends the pod; conditions leave it alone."""
-        since = timestamp(self._now())
-        condition = {"type": names.RETIRING, "status": "True", "lastTransitionTime": since, "reason": "ScaledDown"}
-        body = {"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}}
-        return await self._pods.patch(key.namespace, pod.name, body, content_type=STRATEGIC, subresource="status")
-
-    async def _retire(self, key: model.Key, action: model.Retire) -> bool:
-        uids = {pod.uid for pod in action.pods}
-        self._store.remember(key, lambda memory: replace(memory, retiring=memory.retiring | uids))
-        self._beside(f"retire {sorted(uids)}", self._retire_and_delete(key, action))
-        return True
-
-    async def _retire_and_delete(self, key: model.Key, action: model.Retire) -> None:
-        uids = {pod.uid for pod in action.pods}
-        again = 0.0
-        try:
-            scheduler = self._schedulers.of(self._store.observed(key))
-            if scheduler is None:
-                raise SchedulerError("the scheduler's Service has no address")
-            await scheduler.retire(action.pods, seconds=max(1.0, action.deadline - self._now()))
-            if action.adopted:
-                there = {pod.uid for pod in self._store.observed(key).pods}
-                self._store.remember(key, lambda memory: replace(memory, retired=(memory.retired | uids) & there))
-            else:
-                await asyncio.gather(*(self._delete_pod(key, model.DeletePod(pod, "retired")) for pod in action.pods))
-        except (SchedulerError, ApiError) as error:
-            logger.info("%s: retirement of %d workers is tried again: %s", key, len(uids), error)
-            again = 1.0
-            if action.adopted:  # the release's token may be another by now
-                self._store.remember(key, lambda memory: replace(memory, token_ensured=None))
-        finally:
-            self._store.remember(key, lambda memory: replace(memory, retiring=memory.retiring - uids))
-            self._wake_in(key, again)
-
-    async def _delete_pod(self, key: model.Key, action: model.DeletePod) -> bool:
-        async with self._pods.slots:
-            answer = await self._api.delete(POD, key.namespace, action.pod.name, action.pod.uid)
-        self._took_away(POD, answer)
-        return answer is not None
-
     async def _delete(self, key: model.Key, action: model.Delete) -> bool:
         logger.info("%s: deleting the %s %s: %s", key, action.kind.name, action.name, action.why)
         answer = await self._api.delete(action.kind, key.namespace, action.name, action.uid)
-        self._took_away(action.kind, answer)
+        self._store.left(action.kind, answer)
         return answer is not None
-
-    def _took_away(self, kind: Kind, answer: Json | None) -> None:
-        """The answer to a deletion is the object: leaving, or as it was when it went at once."""
-        if answer is None or answer.get("kind") == "Status":
-            return
-        if kind in PARSERS or kind in CUSTOM_KINDS:
-            if "deletionTimestamp" in answer["metadata"]:
-                self._store.changed(kind, answer)
-            else:
-                self._store.deleted(kind, answer)
 
     def _beside(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` while passes go on; nothing, if what has this name runs still."""

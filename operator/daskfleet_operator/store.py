@@ -19,6 +19,7 @@ from daskfleet_operator.kube.kinds import (
     AUTOSCALER,
     BUDGET,
     CLUSTER,
+    CUSTOM_KINDS,
     DEPLOYMENT,
     JOB,
     POD,
@@ -28,6 +29,7 @@ from daskfleet_operator.kube.kinds import (
     Kind,
 )
 from daskfleet_operator.kube.objects import Budget, Deployment, Pod, Service, version_of
+from daskfleet_operator.plan import waves
 from daskfleet_operator.plan.model import Key, Memory, Observed, Refusal
 
 BURIED = 20_000  # uids remembered: more than can be deleted while one request is under way
@@ -100,6 +102,15 @@ class Store:
         if key is not None:
             self._drop(kind, key, meta["name"], version_of(object))
 
+    def left(self, kind: Kind, answer: Json | None) -> None:
+        """What a deletion answered: the object, leaving, or as it was when it went at once; None if it was gone."""
+        if answer is None or answer.get("kind") == "Status" or (kind not in PARSERS and kind not in CUSTOM_KINDS):
+            return
+        if "deletionTimestamp" in answer["metadata"]:
+            self.changed(kind, answer)
+        else:
+            self.deleted(kind, answer)
+
     def replaced(self, kind: Kind, namespace: str | None, objects: Sequence[Json]) -> None:
         """These are all objects of this kind: what is known beyond them is gone."""
         present = {(key_of(kind, item), item["metadata"]["name"]) for item in objects}
@@ -155,14 +166,16 @@ class Store:
         """One cluster as it is known now."""
         entry = self._entries.get(key) or Entry()
         objects = entry.objects
+        groups = tuple(map(_sure, objects[WORKERGROUP].values()))
+        pods = (_told(pod, entry.memory) for pod in objects[POD].values() if isinstance(pod, Pod))
         scheduler = names.scheduler_name(key.name)
         return Observed(
             key=key,
             cluster=_custom(objects[CLUSTER].get(key.name)),
-            groups=tuple(map(_sure, objects[WORKERGROUP].values())),
+            groups=groups,
             autoscalers=tuple(map(_sure, objects[AUTOSCALER].values())),
             job=_custom(objects[JOB].get(key.name)),
-            pods=tuple(_told(pod, entry.memory) for pod in objects[POD].values() if isinstance(pod, Pod)),
+            pods=waves.marked(pods, groups),
             deployment=_typed(objects[DEPLOYMENT].get(scheduler), Deployment),
             deployments={name: it for name, it in objects[DEPLOYMENT].items() if isinstance(it, Deployment)},
             service=_typed(objects[SERVICE].get(scheduler), Service),
@@ -188,7 +201,8 @@ class Store:
 
     def pods(self) -> Iterator[Pod]:
         for entry in self._entries.values():
-            yield from (pod for pod in entry.objects[POD].values() if isinstance(pod, Pod))
+            pods = (pod for pod in entry.objects[POD].values() if isinstance(pod, Pod))
+            yield from waves.marked(pods, tuple(map(_sure, entry.objects[WORKERGROUP].values())))
 
 
 def key_of(kind: Kind, object: Json) -> Key | None:

@@ -196,6 +196,7 @@ LIVES: dict[str, tuple[Callable[[str], tuple[Kind, Json]], Sequence[Callable[[Ap
             patched(CLUSTER, "", worker={"replicas": 1}),
             edited,
             patched(CLUSTER, "", suspend=True),
+            patched(CLUSTER, "", suspend=False),
         ],
     ),
     "job": (job, [patched(JOB, "", suspend=True), patched(JOB, "", suspend=False)]),

@@ -41,6 +41,7 @@ class Pod:
     ready_since: float | None
     template: str
     retire_since: float | None
+    wave: int
     owner: str | None
     ip: str | None
     http_port: int
@@ -75,6 +76,7 @@ class Pod:
             ready_since=parse_time(ready.get("lastTransitionTime")) if is_ready else None,
             template=annotations.get(names.TEMPLATE, ""),
             retire_since=_retire_since(retiring, annotations),
+            wave=_number(annotations.get(names.WAVE)),
             owner=controller(raw),
             ip=status.get("podIP"),
             http_port=_http_port(raw),
@@ -195,6 +197,10 @@ def _labels_of(deployment: Json) -> dict[str, str]:
 def _tls_secret(deployment: Json) -> str:
     volumes = deployment["spec"]["template"]["spec"].get("volumes") or ()
     return next((str(item["secret"]["secretName"]) for item in volumes if item["name"] == names.TLS_VOLUME), "")
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 0
 
 
 def _retire_since(condition: Json, annotations: dict[str, str]) -> float | None:

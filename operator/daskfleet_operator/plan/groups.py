@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import AUTOSCALER, CLUSTER, POD, WORKERGROUP, Json
-from daskfleet_operator.plan import templates, tls
+from daskfleet_operator.plan import templates, tls, waves
 from daskfleet_operator.plan.model import Action, Create, Key, Observed, Patch
 from daskfleet_operator.plan.scheduler import may_attempt
 
@@ -130,13 +130,14 @@ def worker_pod(key: Key, cluster: Json, group: Json, domain: str) -> Json:
         templates.address_variable(key.name, key.namespace, domain, tls=tls.secret_name(cluster) is not None),
         templates.token_variable(key.name),
     )
+    noted = {names.TEMPLATE: pod_hash(cluster, group), names.WAVE: str(waves.next_wave(group))}
     return {
         "apiVersion": POD.api_version,
         "kind": POD.name,
         "metadata": {
             "namespace": key.namespace,
             "labels": handed(cluster, labels),
-            "annotations": {names.SAFE_TO_EVICT: "true"} | annotations | {names.TEMPLATE: pod_hash(cluster, group)},
+            "annotations": {names.SAFE_TO_EVICT: "true"} | annotations | noted,
             "ownerReferences": [templates.owner_reference(WORKERGROUP, group)],
         },
         "spec": spec,

@@ -190,6 +190,16 @@ class MarkVictims:
 
 
 @dataclass(frozen=True, slots=True)
+class RetireAll:
+    """Write the intent to retire all workers of a group on the group: those up to a wave, see `plan.waves`."""
+
+    group: str
+    uid: str
+    wave: int
+    pods: tuple[Pod, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Retire:
     """Have the scheduler retire exactly these marked pods, in the background, and delete them then.
 
@@ -299,6 +309,7 @@ Action = (
     | Patch
     | Resize
     | MarkVictims
+    | RetireAll
     | Retire
     | DeletePod
     | Delete

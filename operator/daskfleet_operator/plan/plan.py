@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import Json
-from daskfleet_operator.plan import adopt, autoscale, groups, held_up, idle, job, scheduler, status, tls, trial
+from daskfleet_operator.plan import adopt, autoscale, groups, held_up, idle, job, scheduler, status, tls, trial, waves
 from daskfleet_operator.plan.model import Action, AwaitScheduler, Backoff, Forget, Observed, Plan, StatusWrite
 from daskfleet_operator.plan.replicas import GroupState, plan_replicas, sort_pods
 
@@ -110,6 +110,8 @@ def group_state(observed: Observed, cluster: Json, group: Json) -> GroupState:
     name = group["metadata"]["name"]
     return GroupState(
         name=name,
+        uid=group["metadata"]["uid"],
+        retired=waves.retired(group),
         generation=group["metadata"].get("generation", 0),
         replicas=0 if scheduler.suspended(cluster) else groups.replicas_of(group),
         template=groups.pod_hash(cluster, group),

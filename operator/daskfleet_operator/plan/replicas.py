@@ -5,7 +5,8 @@ The pods of a group are in one of these states, and only `active` ones count aga
     active ──► marked ──► retiring ──► deleting ──► gone
        └─────► finished ─────────────────┘
 
-*marked* carries the intent to retire on the pod itself, written before anything else happens. So an operator that dies
+*marked* carries the intent to retire on the pod itself, or on its group (`plan.waves`), written before anything else
+happens. So an operator that dies
 at any point finds on the pods what it had decided, finishes exactly that, and never chooses again: retiring first and
 deleting after, without the mark, is how dask-kubernetes retires other workers on its second try. A mark is never taken
 back; if the group grows meanwhile, new pods are made instead, because the scheduler may have emptied the marked ones.
@@ -31,6 +32,7 @@ from daskfleet_operator.plan.model import (
     MarkVictims,
     Refusal,
     Retire,
+    RetireAll,
     SetBackoff,
 )
 
@@ -70,7 +72,9 @@ class GroupState:
     """All that decides over the pods of one group."""
 
     name: str
+    uid: str
     generation: int
+    retired: int  # see `plan.waves`
     replicas: int
     template: str
     pods: Pods
@@ -165,8 +169,11 @@ def _retire(state: GroupState, now: float) -> list[Action]:
 
 
 def _victims(state: GroupState, surplus: int) -> list[Action]:
-    """Whom to mark: the out-of-date, then what never became ready, newest first, then whom the scheduler names."""
+    """Whom to mark: the out-of-date, then what never became ready, newest first, then whom the scheduler names. When
+    all go, the group is marked."""
     active = state.pods.active
+    if state.replicas == 0:
+        return [RetireAll(state.name, state.uid, max(state.retired, *(pod.wave for pod in active)), active)]
     newest = sorted(active, key=lambda pod: (pod.created, pod.name), reverse=True)
     preferred = [pod for pod in newest if pod.template != state.template and not pod.ready]
     preferred += [pod for pod in newest if pod.template != state.template and pod.ready]

@@ -124,6 +124,7 @@ def group_status(observed: Observed, group: Json, now: float) -> StatusWrite:
         "readyReplicas": pods.ready,
         "selector": ",".join(f"{key}={value}" for key, value in labels.items()),
         "conditions": merged(old.get("conditions"), conditions, now),
+        **({"retired": old["retired"]} if "retired" in old else {}),
     }
     return StatusWrite(WORKERGROUP, name, status, news(old, status))
 

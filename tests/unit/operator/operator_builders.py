@@ -13,8 +13,9 @@ from typing import Any
 
 from daskfleet_operator import names
 from daskfleet_operator.kube.objects import Budget, Deployment, Pod, Service
-from daskfleet_operator.plan import groups, model, scheduler
+from daskfleet_operator.plan import groups, model, scheduler, waves
 from daskfleet_operator.plan.backoff import Backoff
+from daskfleet_operator.plan.conditions import timestamp
 from daskfleet_operator.plan.model import Key, Memory, Observed
 from daskfleet_operator.plan.replicas import GroupState, sort_pods
 
@@ -68,6 +69,7 @@ def pod(name: str | None = None, **facts: Any) -> Pod:
         ready_since=NOW - 90,
         template=groups.worker_hash(group()),
         retire_since=None,
+        wave=1,
         owner="c-default-uid",
         ip="10.0.0.1",
         http_port=8787,
@@ -121,20 +123,28 @@ class World:
     generation: int = 1
     created: int = 0
     deleted_unmarked: list[Pod] = field(default_factory=list)
+    retired: Json | None = None
 
     def group(self) -> Json:
         made = group(self.replicas, image=self.image)
         made["metadata"]["generation"] = self.generation
+        made["status"] = {} if self.retired is None else {"retired": self.retired}
         return made
+
+    def template(self) -> Json:
+        """What its pods are made from, as far as it matters here."""
+        return {"metadata": {"annotations": {names.WAVE: str(waves.next_wave(self.group()))}}}
 
     def state(self) -> GroupState:
         made = self.group()
         return GroupState(
             name="c-default",
+            uid=made["metadata"]["uid"],
+            retired=waves.retired(made),
             generation=self.generation,
             replicas=self.replicas,
             template=groups.worker_hash(made),
-            pods=sort_pods(tuple(self.pods.values()), made),
+            pods=sort_pods(waves.marked(self.pods.values(), [made]), made),
             backoff=self.backoff,
             refusal=self.refusal,
             retiring=self.retiring,
@@ -151,18 +161,21 @@ class World:
                     return
                 self.refusal = None
                 for _ in range(action.count):
-                    new = pod(created=self.now, ready=False, phase="Pending", template=self.state().template)
+                    wave = int(action.pod["metadata"]["annotations"][names.WAVE])
+                    new = pod(created=self.now, ready=False, phase="Pending", template=self.state().template, wave=wave)
                     self.pods[new.name] = new
                     self.created += 1
             case model.MarkVictims():
                 for victim in action.candidates[: action.count]:
                     self._change(victim, retire_since=self.now)
+            case model.RetireAll():
+                self.retired = {"wave": action.wave, "since": timestamp(self.now)}
             case model.Retire():
                 for victim in action.pods:
                     self._change(victim, deleting=True)
             case model.DeletePod():
                 known = self.pods[action.pod.name]
-                if known.retire_since is None and not known.finished:
+                if action.pod.retire_since is None and not known.finished:
                     self.deleted_unmarked.append(known)
                 self._change(action.pod, deleting=True)
             case model.SetBackoff():
@@ -174,4 +187,4 @@ class World:
         self.pods[known.name] = replace(self.pods[known.name], **facts)
 
     def active(self) -> list[Pod]:
-        return [p for p in self.pods.values() if not p.deleting and not p.finished and p.retire_since is None]
+        return list(self.state().pods.active)

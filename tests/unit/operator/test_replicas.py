@@ -14,7 +14,7 @@ from operator_builders import NOW, World, pod
 
 
 def steps(world: World) -> list[model.Action]:
-    return plan_replicas(world.state(), {}, world.now)[0]
+    return plan_replicas(world.state(), world.template(), world.now)[0]
 
 
 def settle(world: World) -> None:
@@ -72,6 +72,44 @@ def test_scale_down_takes_pods_that_never_served_first_and_asks_nobody() -> None
     world.pods[starting.name] = starting
     (action,) = steps(world)
     assert action == model.MarkVictims("c-default", 1, (starting,))
+
+
+def test_a_group_that_goes_to_none_is_marked_by_one_record() -> None:
+    world = with_pods(3)
+    pods = tuple(world.state().pods.active)
+    world.replicas = 0
+    (action,) = steps(world)
+    assert isinstance(action, model.RetireAll)
+    assert (action.group, action.wave, set(action.pods)) == ("c-default", 1, set(pods))
+    world.apply(action)
+    (action,) = steps(world)
+    assert isinstance(action, model.Retire) and len(action.pods) == 3
+    assert {p.retire_since for p in action.pods} == {NOW}
+
+
+def test_pods_made_after_the_record_stay_and_those_before_it_go() -> None:
+    world = with_pods(3)
+    before = set(world.pods)
+    world.replicas = 0
+    world.apply(steps(world)[0])
+    world.replicas = 2  # before anything else was done
+    settle(world)
+    kubelet(world)
+    assert len(world.pods) == len(world.active()) == 2 and not before & set(world.pods)
+    world.replicas = 0
+    settle(world)
+    kubelet(world)
+    assert not world.pods and world.retired is not None and world.retired["wave"] == 2
+
+
+def test_a_lost_record_does_not_keep_later_pods_from_going() -> None:
+    world = World(replicas=0)
+    for wave in (0, 1, 7):  # an operator of before, and what a restored back-up has
+        made = pod(wave=wave)
+        world.pods[made.name] = made
+    settle(world)
+    kubelet(world)
+    assert not world.pods
 
 
 def test_marked_pods_are_retired_together_and_no_other_is() -> None:
@@ -287,17 +325,18 @@ def test_without_a_roll_a_group_never_exceeds_its_replicas(have: int, want: int,
     assert len(world.active()) == want
 
 
+@pytest.mark.parametrize("want", [0, 2])
 @pytest.mark.parametrize("kill_after", range(6))
-def test_killed_after_any_action_the_next_operator_retires_nobody_else(kill_after: int) -> None:
+def test_killed_after_any_action_the_next_operator_retires_nobody_else(kill_after: int, want: int) -> None:
     world = with_pods(6)
-    world.replicas = 2
+    world.replicas = want
     applied = 0
     chosen: set[str] = set()
     while applied < kill_after and (actions := steps(world)):
         world.apply(actions[0])
         applied += 1
-        chosen |= {p.name for p in world.pods.values() if p.retire_since is not None}
+        chosen |= {p.name for p in world.state().pods.marked}
     world.backoff, world.retiring = Backoff(), frozenset()  # a new process
     settle(world)
     gone = {p.name for p in world.pods.values() if p.deleting}
-    assert len(gone) == 4 and chosen <= gone
+    assert len(gone) == 6 - want and chosen <= gone

@@ -52,7 +52,7 @@ def test_labels_of_cluster_group_and_template_reach_the_workers() -> None:
     }
     notes = made["metadata"]["annotations"]
     assert notes.pop(names.TEMPLATE)
-    assert notes == {"test-annotation": "a", "worker-note": "w", names.SAFE_TO_EVICT: "true"}
+    assert notes == {"test-annotation": "a", "worker-note": "w", names.SAFE_TO_EVICT: "true", names.WAVE: "1"}
 
 
 def test_users_may_forbid_eviction() -> None:
