@@ -137,6 +137,9 @@ class NodeConfig:
             "cgroupRoot": f"/{self.name}",
             "clusterDNS": [NODE_IP],
             "clusterDomain": "cluster.local",
+            # Read when a container needs them. The default asks as soon as a pod is placed. The API server, on the same
+            # cores as the kubelet here, often does not know of that yet: it refuses, and is asked again later.
+            "configMapAndSecretChangeDetectionStrategy": "Get",
             "containerRuntimeEndpoint": f"unix://{self.socket}",
             "eventRecordQPS": 0,
             "evictionHard": {"memory.available": "200Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
