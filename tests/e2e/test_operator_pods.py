@@ -120,8 +120,11 @@ def test_workers_and_scheduler_that_are_lost_come_back(lab: Namespace) -> None:
     eventually(lambda: len(registered(lab, "lost")) == 2, "the workers at the new scheduler", 60)
 
 
-def test_a_job_runs_to_its_end_and_takes_its_cluster_along(lab: Namespace) -> None:
-    lab.apply(SAMPLES / "daskjob.yaml")
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_job_runs_to_its_end_and_takes_its_cluster_along(lab: Namespace, encrypted: bool) -> None:
+    made: Json = yaml.safe_load((SAMPLES / "daskjob.yaml").read_text())
+    made["spec"]["cluster"]["spec"]["security"] = {"tls": encrypted}
+    lab.apply(made)
     eventually(lambda: lab.get("djb", "count").get("status", {}).get("jobStatus") == "Successful", "success", 90)
     assert runner_log(lab, "count").strip().splitlines()[-1] == str(sum(n * n for n in range(100)))
     status = lab.get("djb", "count")["status"]
