@@ -6,6 +6,7 @@ import os
 import secrets
 import ssl
 import tempfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,21 @@ class Security:
         """A `Security` with a fresh random token: what a cluster manager gives a cluster of its own."""
         return cls(token=new_token())
 
+    @classmethod
+    def temporary(cls, **options: Any) -> Security:
+        """A `Security` with a certificate of its own, in memory only, that all roles show: TLS for one cluster.
+
+        Valid for a year. `options` are other parameters of `Security`.
+
+        Raises
+        ------
+        ImportError
+            The package ``cryptography`` is missing.
+        """
+        certificate, key = _self_signed()
+        roles = {f"tls_{role}_{part}": text for role in ROLES for part, text in (("cert", certificate), ("key", key))}
+        return cls(**{"require_encryption": True, "tls_ca_file": certificate, **roles, **options})
+
     @property
     def encrypted(self) -> bool:
         """Whether certificates are at hand, so that ``tls://`` addresses can be used."""
@@ -126,6 +142,33 @@ class Security:
 def new_token() -> str:
     """64 hexadecimal characters from the system's random source."""
     return secrets.token_hex(32)
+
+
+def _self_signed() -> tuple[str, str]:
+    """A certificate and its key, as PEM text."""
+    try:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+    except ImportError:
+        raise ImportError(
+            "Security.temporary() makes certificates by a package that is missing: pip install cryptography"
+        ) from None
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "daskfleet")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))  # clocks differ
+        .not_valid_after(now + timedelta(days=365))
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return certificate.public_bytes(pem).decode(), private.decode()
 
 
 def _configured(key: str, given: Any) -> Any:

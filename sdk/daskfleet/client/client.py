@@ -37,6 +37,8 @@ class Client(Looking, Extending):
     direct_to_workers
         Fetch results from the workers themselves instead of through the scheduler. By default it does so when the
         scheduler is on this machine.
+    heartbeat_interval, serializers, deserializers, extensions, connection_limit
+        Taken for compatibility: clients send no heartbeats, and everything is pickled.
 
     Examples
     --------

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 #: Calls that may be made again when the connection was lost before the answer came.
 REPEATABLE = frozenset({"gather", "locate", "wait_for_workers", "identity", "who_has", "has_what", "processing"})
+#: Parameters of distributed's client without effect here.
+IGNORED = frozenset({"heartbeat_interval", "serializers", "deserializers", "extensions", "connection_limit"})
 #: Seconds that a task's call to the scheduler may take before the task gives way to others.
 PATIENCE = 0.02
 
@@ -67,7 +69,8 @@ class Core(Link):
         self._direct = direct_to_workers
         self._scheduler_file: str | None = None  # which says where the scheduler is, if that is how we found it
         self._set_as_default = set_as_default
-        self._address, self._kwargs = self._find(address, scheduler_file), kwargs
+        self._address = self._find(address, scheduler_file)
+        self._kwargs = {name: value for name, value in kwargs.items() if name not in IGNORED}
         self._starting: asyncio.Task[None] | None = None
         self._pool: Pool | None = None
         self._info: dict[str, Any] = {}

@@ -23,6 +23,17 @@ def write_dump(filename: str, format: str, state: dict[str, Any]) -> str:
     return name
 
 
+def without(names: frozenset[str], state: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what has such a name, here or in what is said of any part, of each worker too."""
+
+    def less(part: Any, depth: int) -> Any:
+        if not isinstance(part, dict) or not depth:
+            return part
+        return {name: less(value, depth - 1) for name, value in part.items() if name not in names}
+
+    return dict(less(state, 3))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key if isinstance(key, (str, int)) else str(key): _plain(item) for key, item in value.items()}

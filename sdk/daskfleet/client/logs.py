@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 from daskfleet.plugins import WorkerPlugin
-from daskfleet.protocol.serialize import dumps_by_value
 
 
 def topic_of(logger_name: str | None) -> str:
@@ -23,7 +22,7 @@ class _Forward(logging.Handler):
         fields = vars(record) | {"msg": record.getMessage(), "args": None, "worker": self._worker.address}
         if record.exc_info:
             fields |= {"exc_text": logging.Formatter().formatException(record.exc_info), "exc_info": None}
-        self._worker.log_event(self._topic, dumps_by_value(fields))
+        self._worker.log_event(self._topic, fields)
 
 
 class ForwardLogging(WorkerPlugin):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from daskfleet.client.collections import Collections, keys_of
-from daskfleet.client.dump import write_dump
+from daskfleet.client.dump import without, write_dump
 from daskfleet.client.memory import ActiveMemoryManagerProxy
 from daskfleet.client.options import worker_names
 from daskfleet.exceptions import DaskfleetError, VersionMismatch
@@ -240,13 +240,23 @@ class Looking(Collections):
             raise VersionMismatch(f"client, scheduler and workers have different versions:\n{table}")
         return found
 
-    def dump_cluster_state(self, filename: str = "dask-cluster-dump", format: str = "msgpack") -> Any:
+    def dump_cluster_state(
+        self,
+        filename: str = "dask-cluster-dump",
+        write_from_scheduler: bool | None = None,
+        exclude: Iterable[str] = (),
+        format: str = "msgpack",
+    ) -> Any:
         """Write all that scheduler and workers know to a file, for looking into what went wrong.
 
         Parameters
         ----------
         filename
             Without the ending.
+        write_from_scheduler
+            In difference from distributed, the file is always written here.
+        exclude
+            Names to leave out, of ``scheduler``, ``workers`` and ``versions`` and of what is said of each of these.
         format
             ``"msgpack"`` writes ``.msgpack.gz``, ``"yaml"`` writes ``.yaml``.
 
@@ -257,9 +267,11 @@ class Looking(Collections):
         """
         if format not in ("msgpack", "yaml"):
             raise ValueError(f"format={format!r}: expected msgpack or yaml")
-        return self._sync(self._dump, filename, format)
+        if write_from_scheduler:
+            raise ValueError("dump_cluster_state(write_from_scheduler=True): the file is written by the client here")
+        return self._sync(self._dump, filename, frozenset(exclude), format)
 
-    async def _dump(self, filename: str, format: str) -> str:
+    async def _dump(self, filename: str, exclude: frozenset[str], format: str) -> str:
         identity, tasks, workers, events, seen = await asyncio.gather(
             self._call("identity"),
             self._call("tasks", None),
@@ -268,9 +280,8 @@ class Looking(Collections):
             self._versions(False),
         )
         scheduler = {**identity, "tasks": tasks, "events": events}
-        return await asyncio.to_thread(
-            write_dump, filename, format, {"scheduler": scheduler, "workers": dict(workers), "versions": seen}
-        )
+        state = without(exclude, {"scheduler": scheduler, "workers": dict(workers), "versions": seen})
+        return await asyncio.to_thread(write_dump, filename, format, state)
 
     def story(self, *keys: Any) -> Any:
         """How tasks have changed their states on the scheduler; of these keys or futures, or of all.

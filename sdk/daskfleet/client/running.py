@@ -20,6 +20,7 @@ class Running(Core):
         *args: Any,
         workers: str | Iterable[str] | None = None,
         wait: bool = True,
+        nanny: bool = False,
         on_error: str = "raise",
         **kwargs: Any,
     ) -> Any:
@@ -29,6 +30,8 @@ class Running(Core):
 
         Parameters
         ----------
+        nanny
+            In difference from distributed, a nanny runs nothing but its plugins (`NannyPlugin`).
         on_error
             ``"raise"`` the first error, ``"return"`` errors in place of results, or ``"ignore"`` those workers.
 
@@ -37,6 +40,8 @@ class Running(Core):
         dict
             Results by the worker's address.
         """
+        if nanny:
+            raise ValueError("run(nanny=True): nannies run nothing but their plugins; register a NannyPlugin")
         if on_error not in ("raise", "return", "ignore"):
             raise ValueError(f'on_error={on_error!r}: expected "raise", "return" or "ignore"')
         return self._sync(self._run, dumps((function, args, kwargs)), worker_names(workers), wait, on_error)

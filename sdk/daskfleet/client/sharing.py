@@ -146,7 +146,7 @@ class Sharing(Core):
         """
         return self._sync(self._call, "metadata_set", _path(key), _pack(value))
 
-    def get_metadata(self, key: Any, default: Any = _missing) -> Any:
+    def get_metadata(self, keys: Any, default: Any = _missing) -> Any:
         """What was left under a name or a path of names.
 
         Raises
@@ -154,7 +154,7 @@ class Sharing(Core):
         KeyError
             Nothing, and there is no default.
         """
-        return self._sync(self._get_metadata, _path(key), default)
+        return self._sync(self._get_metadata, _path(keys), default)
 
     async def _get_metadata(self, path: list[Any], default: Any) -> Any:
         there, value = await self._call("metadata_get", path)

@@ -44,6 +44,8 @@ class Adaptive:
         How often in a row fewer workers must be suggested before any is closed.
     target_duration
         Seconds within which the scheduler's work should be done, with which it reckons the target.
+    worker_key
+        Taken for compatibility: workers of one group (a job's, say) are closed together in any case, others alone.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Adaptive:
         maximum: float | None = None,
         wait_count: int | None = None,
         target_duration: float | str | None = None,
+        worker_key: Any = None,
     ) -> None:
         interval = seconds(config.get("distributed.adaptive.interval") if interval is None else interval) or 0.0
         if target_duration is None:
@@ -104,17 +107,32 @@ class Adaptive:
 
     async def adapt(self) -> None:
         """Look once, and follow."""
-        target = await self.safe_target()
+        have = len(self.cluster.plan)
+        match await self.recommendations(await self.safe_target()):
+            case {"status": "up", "n": n}:
+                logger.info("scaling up from %d to %d workers", have, n)
+                await self.scale_up(n)
+            case {"status": "down", "workers": names}:
+                logger.info("scaling down from %d workers by %d", have, len(names))
+                await self.scale_down(names)
+
+    async def recommendations(self, target: int) -> dict[str, Any]:
+        """What to do about `target`.
+
+        Returns
+        -------
+        dict
+            ``{"status": "up", "n": number of workers}``, ``{"status": "down", "workers": names}``, or
+            ``{"status": "same"}``, also while fewer workers have not been suggested often enough.
+        """
         have = len(self.cluster.plan)
         self._suggested = self._suggested + 1 if target < have else 0
         if target > have:
-            logger.info("scaling up from %d to %d workers", have, target)
-            await self.scale_up(target)
-        elif target < have and self._suggested >= self.wait_count:
+            return {"status": "up", "n": target}
+        if target < have and self._suggested >= self.wait_count:
             self._suggested = 0
-            names = await self.workers_to_close(target)
-            logger.info("scaling down from %d workers by %d", have, len(names))
-            await self.scale_down(names)
+            return {"status": "down", "workers": await self.workers_to_close(target)}
+        return {"status": "same"}
 
     async def target(self) -> int:
         """How many workers the scheduler could use."""

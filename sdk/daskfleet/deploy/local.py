@@ -56,6 +56,8 @@ class LocalCluster(Cluster):
         0 for any free port.
     dashboard_address
         ``":8787"`` by default (another free port if that is taken); None for no dashboard.
+    worker_dashboard_address
+        Such as ``":0"``: have workers serve health and metrics over HTTP; None for not.
     memory_limit
         For each worker, as `Worker` has it.
     security
@@ -80,6 +82,7 @@ class LocalCluster(Cluster):
         host: str = "127.0.0.1",
         scheduler_port: int = 0,
         dashboard_address: str | None = ":8787",
+        worker_dashboard_address: str | None = None,
         memory_limit: str | float | None = "auto",
         security: Security | None = None,
         protocol: str | None = None,
@@ -116,6 +119,7 @@ class LocalCluster(Cluster):
             "host": host,
             "interface": interface,
             "memory_limit": limit or 0,
+            "dashboard_address": worker_dashboard_address,
             "security": self.security,
             **worker_kwargs,
         }

@@ -15,6 +15,7 @@ from daskfleet.comm import Listener, Pool, listen
 from daskfleet.comm.addresses import DEFAULT_SCHEDULER_PORT, interface_ip
 from daskfleet.exceptions import NoValidWorker
 from daskfleet.preload import Preloads
+from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import dumps
 from daskfleet.scheduler import extensions, retirement
 from daskfleet.scheduler.adaptive import Load, adaptive_target
@@ -28,6 +29,7 @@ from daskfleet.scheduler.state import (
     PROCESSING,
     QUEUED,
     WAITING,
+    ClientState,
     TaskState,
     WorkerState,
 )
@@ -248,7 +250,28 @@ class Scheduler(Peers):
                 "wanted, and no more can be spilled to disk. Release futures, or add workers, memory or disk space."
             )
             logger.warning("%s", text)
-            self.extensions["events"].log("warn", dumps((0, text, UserWarning)))
+            self.log_event("warn", (0, text, UserWarning))
+
+    # What plugins and `run_on_scheduler` use, by distributed's names -----------------------------------------------
+
+    @property
+    def workers(self) -> dict[str, WorkerState]:
+        """By address."""
+        return self.state.workers
+
+    @property
+    def tasks(self) -> dict[Key, TaskState]:
+        """By key."""
+        return self.state.keys
+
+    @property
+    def clients(self) -> dict[str, ClientState]:
+        """By id."""
+        return self.state.clients
+
+    def log_event(self, topic: str | list[str], msg: Any) -> None:
+        """Note an event (see `Client.log_event`)."""
+        self.extensions["events"].log(topic, dumps(msg))
 
     # What operators and dashboards ask -----------------------------------------------------------------------------
 

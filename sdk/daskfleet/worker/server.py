@@ -21,7 +21,7 @@ from daskfleet.exceptions import DaskfleetError
 from daskfleet.http.logs import ring
 from daskfleet.preload import Preloads
 from daskfleet.protocol.frames import Message
-from daskfleet.protocol.serialize import dumps
+from daskfleet.protocol.serialize import dumps, dumps_by_value
 from daskfleet.security import Security
 from daskfleet.worker import context
 from daskfleet.worker.actors import Actors
@@ -472,9 +472,9 @@ class Worker:
                 logger.warning("leaving without having handed over the data: %s", error)
         await self._restart()
 
-    def log_event(self, topic: str | list[str], message: bytes) -> None:
-        """Note an event, pickled (see `Client.log_event`); from any thread."""
-        self.loop.call_soon_threadsafe(self._send_event, topic, message)
+    def log_event(self, topic: str | list[str], msg: Any) -> None:
+        """Note an event (see `Client.log_event`); from any thread."""
+        self.loop.call_soon_threadsafe(self._send_event, topic, dumps_by_value(msg))
 
     def _send_event(self, topic: str | list[str], message: bytes) -> None:
         # Not sent directly: the first tasks of a worker may run before it has learnt that it is registered.

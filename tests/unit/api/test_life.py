@@ -25,6 +25,8 @@ def test_a_client_of_its_own_cluster() -> None:
 def test_unknown_arguments(cluster: LocalCluster) -> None:
     with pytest.raises(TypeError, match="unexpected keyword arguments n_wrokers"):
         Client(cluster, n_wrokers=3)
+    with Client(cluster, heartbeat_interval="5s", connection_limit=9, set_as_default=False) as client:  # distributed's
+        assert client.submit(int, 2).result(timeout=20) == 2
 
 
 def test_wait_for_workers(client: Client) -> None:

@@ -245,6 +245,15 @@ def test_dump(client: Client, tmp_path: Path, format: str) -> None:
         client.dump_cluster_state(format="json")
 
 
+def test_dump_without_some_of_it(client: Client, tmp_path: Path) -> None:
+    name = client.dump_cluster_state(str(tmp_path / "dump"), exclude=["versions", "events", "id"], format="yaml")
+    state = yaml.safe_load(Path(name).read_text())
+    assert set(state) == {"scheduler", "workers"}
+    assert "tasks" in state["scheduler"] and not {"events", "id"} & set(state["scheduler"])
+    with pytest.raises(ValueError, match="written by the client"):
+        client.dump_cluster_state(str(tmp_path / "dump"), write_from_scheduler=True)
+
+
 def test_write_scheduler_file(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "scheduler.json"
     client.write_scheduler_file(str(path))

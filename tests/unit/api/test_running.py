@@ -192,7 +192,9 @@ def test_run(client: Client) -> None:
     assert set(client.run(inc, 1).values()) == {2}
     first = next(iter(client.nthreads()))
     assert client.run(lambda dask_worker: dask_worker.address, workers=[first]) == {first: first}
-    assert client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.state.workers)) == 2
+    assert client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.workers)) == list(client.nthreads())
+    with pytest.raises(ValueError, match="NannyPlugin"):
+        client.run(inc, 1, nanny=True)
     with pytest.raises(ZeroDivisionError):
         client.run(div, 1, 0)
     assert client.run(div, 1, 0, on_error="ignore") == {}

@@ -11,7 +11,7 @@ from typing import Any
 
 import dask.array as da
 import pytest
-from daskfleet import Client, LocalCluster, get_client
+from daskfleet import Client, LocalCluster, get_client, get_worker
 from daskfleet import print as remote_print
 from daskfleet import warn as remote_warn
 
@@ -87,7 +87,11 @@ def test_events(client: Client) -> None:
     client.log_event(["topic", "other"], "both")
     client.submit(lambda: get_client().log_event("topic", "from a task"), pure=False).result(timeout=20)
     assert eventually(lambda: len(client.get_events("topic")) == 3)
-    assert [message for _, message in client.get_events("topic")] == [{"a": 1}, "both", "from a task"]
+    client.submit(lambda: get_worker().log_event("topic", ("from", "a worker")), pure=False).result(timeout=20)
+    assert eventually(lambda: len(client.get_events("topic")) == 4)
+    client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.log_event("topic", 5))
+    said = [{"a": 1}, "both", "from a task", ("from", "a worker"), 5]
+    assert [message for _, message in client.get_events("topic")] == said
     assert all(abs(when - time.time()) < 60 for when, _ in client.get_events("topic"))
     assert set(client.get_events()) >= {"topic", "other"}
     assert client.get_events("nothing") == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator
@@ -79,3 +80,16 @@ async def test_encryption_that_is_required(plain: Scheduler, ours: Security) -> 
         await Scheduler(**QUIET, security=required)
     with pytest.raises(ValueError, match="encryption is required"):
         await Worker(plain.address, security=required)
+
+
+async def test_temporary_certificates_are_enough_for_a_cluster(theirs: Security) -> None:
+    security = Security.temporary(token="t")
+    assert security.encrypted and security.require_encryption
+    async with (
+        Scheduler(**QUIET, protocol="tls", security=security) as scheduler,
+        Worker(scheduler.address, nthreads=1, security=security),
+        Client(scheduler.address, security=security, asynchronous=True, set_as_default=False) as client,
+    ):
+        assert await client.submit(sum, [1, 2]) == 3
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await Client(scheduler.address, security=theirs, asynchronous=True, set_as_default=False)

@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 from daskfleet import Client, LocalCluster
-from daskfleet.deploy.adaptive import clamp
+from daskfleet.deploy.adaptive import Adaptive, clamp
 from daskfleet.deploy.cluster import Log, Logs
 
 SMALL = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
@@ -94,6 +94,16 @@ def test_adapt_follows_the_load_within_its_bounds():
         adaptive.stop()
         cluster.scale(1)
         cluster.wait_for_workers(1, timeout=20)
+
+
+async def test_adapting_recommends_and_follows():
+    async with LocalCluster(**SMALL, asynchronous=True) as cluster:
+        adaptive = Adaptive(cluster, minimum=0, maximum=4, wait_count=2, interval="1s", worker_key=str)
+        have = len(cluster.plan)
+        assert await adaptive.recommendations(have + 2) == {"status": "up", "n": have + 2}
+        assert await adaptive.recommendations(have) == {"status": "same"}
+        assert await adaptive.recommendations(0) == {"status": "same"}  # for the first time
+        assert await adaptive.recommendations(0) == {"status": "down", "workers": sorted(cluster.plan)}
 
 
 def test_adapt_refuses_bounds_that_contradict():
