@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,14 @@ class Looking(Collections):
         )
 
     def scheduler_info(self, n_workers: int = -1) -> Any:
-        """The scheduler's identity and its workers, as ``/json/identity.json`` has them."""
-        return self._sync(self._call, "identity")
+        """The scheduler's identity and its workers (so many of them), as ``/json/identity.json`` has them."""
+        return self._sync(self._scheduler_info, n_workers)
+
+    async def _scheduler_info(self, n_workers: int) -> dict[str, Any]:
+        info: dict[str, Any] = await self._call("identity")
+        if n_workers >= 0:
+            info["workers"] = dict(islice(info["workers"].items(), n_workers))
+        return info
 
     def nthreads(self, workers: Iterable[str] | None = None) -> Any:
         """Threads of each worker, by address."""

@@ -61,8 +61,10 @@ class get_task_stream(_Block):
     ----------
     client
         The current one by default.
+    plot
+        True or ``"save"``: write a timeline (HTML), to ``task-stream.html`` unless there is a filename.
     filename
-        Write a timeline (HTML) there.
+        Write it there.
 
     Attributes
     ----------
@@ -76,9 +78,9 @@ class get_task_stream(_Block):
     >>> stream.data  # doctest: +SKIP
     """
 
-    def __init__(self, client: Client | None = None, filename: str | None = None) -> None:
+    def __init__(self, client: Client | None = None, plot: bool | str = False, filename: str | None = None) -> None:
         super().__init__(client)
-        self.filename = filename
+        self.filename = filename or ("task-stream.html" if plot else None)
         self.data: list[dict[str, Any]] = []
 
     async def _exit(self) -> None:

@@ -55,6 +55,7 @@ def test_who_has_what(client: Client) -> None:
     assert client.nbytes(["a"], summary=False) == {"a": 8000}
     assert sum(client.nbytes().values()) == 16_000
     info = client.scheduler_info()
+    assert list(client.scheduler_info(n_workers=1)["workers"]) == list(info["workers"])[:1]
     assert info["address"] == client.scheduler_address and set(info["workers"]) == {first, second}
 
 
@@ -168,7 +169,7 @@ def test_rebalance(client: Client) -> None:
 
 def test_task_stream(client: Client, tmp_path: Path) -> None:
     started = time.time()
-    with get_task_stream(filename=str(tmp_path / "stream.html")) as stream:
+    with get_task_stream(plot="save", filename=str(tmp_path / "stream.html")) as stream:
         client.gather(client.map(busy, [0.02] * 4, pure=False))
         with pytest.raises(ValueError, match="on purpose"):
             client.submit(fail, pure=False).result(timeout=20)
