@@ -62,6 +62,8 @@ class LocalCluster(Cluster):
         For each worker, as `Worker` has it.
     security
         By default a fresh token.
+    worker_class
+        Instead of `Worker`, of which it is a subclass.
     **worker_kwargs
         Further parameters of `Worker`.
 
@@ -90,9 +92,12 @@ class LocalCluster(Cluster):
         asynchronous: bool = False,
         loop: Any = None,
         silence_logs: Any = None,
+        worker_class: type[Worker] | None = None,
         scheduler_kwargs: dict[str, Any] | None = None,
         **worker_kwargs: Any,
     ) -> None:
+        if worker_class is not None and not (isinstance(worker_class, type) and issubclass(worker_class, Worker)):
+            raise ValueError(f"worker_class={worker_class!r}: expected a subclass of daskfleet.Worker")
         super().__init__(
             name=name or f"LocalCluster-{uuid.uuid4().hex[:8]}",
             asynchronous=asynchronous,
@@ -100,7 +105,7 @@ class LocalCluster(Cluster):
             security=security or Security.with_token(),
         )
         self._n_workers, self.threads_per_worker = shape(n_workers, threads_per_worker, processes, system.cpu_count())
-        self.processes = processes
+        self.processes, self._worker_class = processes, worker_class
         self._protocol = protocol or ("tls" if self.security and self.security.encrypted else "tcp")
         self._scheduler_options = {
             "host": host,
@@ -172,9 +177,9 @@ class LocalCluster(Cluster):
             options = {**self._worker_options, "name": name}
             if self._helper is not None:
                 self.workers[name] = None
-                self._helper.add(options)
+                self._helper.add(options, self._worker_class)
             else:
-                self.workers[name] = await Worker(**options)
+                self.workers[name] = await (self._worker_class or Worker)(**options)
         if len(self.workers) > n and self.scheduler is not None:
             victims = [worker.name for worker in self.scheduler.workers_to_close(len(self.workers) - n, self.workers)]
             await self._scale_down(victims)
@@ -229,10 +234,15 @@ class _Helper:
             os.close(theirs)
         return cls(process, ours)
 
-    def add(self, options: dict[str, Any]) -> None:
+    def add(self, options: dict[str, Any], worker_class: type[Worker] | None) -> None:
         """Start one more worker."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(pickle.dumps(options).hex()).encode() + b"\n")
+        blob = pickle.dumps(options)
+        if worker_class is not None:  # it may be of the notebook's
+            from cloudpickle import dumps
+
+            blob = dumps({**options, "worker_class": worker_class})
+        self._process.stdin.write(json.dumps(blob.hex()).encode() + b"\n")
 
     async def _read(self) -> None:
         answers = asyncio.StreamReader()

@@ -7,7 +7,7 @@ import time
 import weakref
 
 import pytest
-from daskfleet import Client, LocalCluster
+from daskfleet import Client, LocalCluster, Worker
 from daskfleet.deploy.adaptive import Adaptive, clamp
 from daskfleet.deploy.cluster import Log, Logs
 
@@ -66,6 +66,20 @@ def test_workers_that_do_not_come_end_the_wait_with_numbers():
         pytest.raises(TimeoutError, match=r"1 of 3 workers after 0\.2 s"),
     ):
         cluster.wait_for_workers(3, timeout=0.2)
+
+
+@pytest.mark.parametrize("processes", [True, False])
+def test_workers_of_a_class_of_the_users(processes):
+    class Labelled(Worker):
+        label = "mine"
+
+    options = SMALL | {"processes": processes, "worker_dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(**options, worker_class=Labelled) as cluster, cluster.get_client() as client:
+        assert list(client.run(lambda dask_worker: dask_worker.label).values()) == ["mine"]
+        (worker,) = client.scheduler_info()["workers"].values()
+        assert worker["services"]["dashboard"]
+    with pytest.raises(ValueError, match="expected a subclass of"):
+        LocalCluster(**options, worker_class=int)
 
 
 def test_a_dropped_cluster_closes_itself():
