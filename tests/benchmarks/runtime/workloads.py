@@ -265,16 +265,22 @@ def collections(engine: Dask, client: Any, want: Callable[[str], bool]) -> None:
         report("groupby(split_out=4) + set_index of 400k rows, s", median(job, 3))
     n = 100_000 if engine.name == "daskfleet" else 10_000
 
-    def rate(name: str, *collections: Any) -> None:
+    def rate(name: str, collection: Any, tasks: int | None = None) -> None:
         """Tasks a second, of those that are left after dask's optimisation; making the graph is part of it."""
-        tasks = sum(1 for _ in dict(dask.base.collections_to_expr(collections).optimize().__dask_graph__()))
-        seconds = timed(lambda: dask.compute(*collections))
+        if tasks is None:
+            tasks = len(dict(dask.base.collections_to_expr([collection]).optimize().__dask_graph__()))
+        seconds = timed(lambda: dask.compute(collection))
         report(f"{name} of {n:,} pieces, tasks/s", tasks / seconds)
 
     if want("bag"):
         rate("bag", dask.bag.from_sequence(range(n), npartitions=n).map(identity).fold(operator.add, split_every=16))
     if want("delayed"):
-        rate("delayed", *[dask.delayed(identity, pure=False)(i) for i in range(n)])
+        level = [dask.delayed(identity, pure=False)(i) for i in range(n)]
+        tasks = n  # counted here: dask's own way through this graph takes time with the square of it
+        while len(level) > 1:
+            level = [dask.delayed(add)(*level[i : i + 16]) for i in range(0, len(level), 16)]
+            tasks += len(level)
+        rate("delayed", level[0], tasks)
     if want("graph"):
         rate("array", dask.array.ones(n, chunks=1).map_blocks(identity).sum(split_every=16))
     if want("idle"):
