@@ -10,7 +10,6 @@ import contextlib
 import copy
 import json
 import os
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,8 @@ def write(path: str, identity: dict[str, Any], security: Security) -> None:
     ------
     OSError
     """
+    import tempfile
+
     target = Path(path).absolute()
     content = dict(identity)
     if security.token:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import ssl
-import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -187,6 +186,8 @@ def _tls_version(version: float | str) -> ssl.TLSVersion:
 
 def _load_chain(context: ssl.SSLContext, cert: str, key: str | None) -> None:
     """Load a certificate given as text or as a path; OpenSSL takes files only, so text passes through a 0600 file."""
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="daskfleet-tls-") as folder:
 
         def as_path(name: str, value: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +27,8 @@ def _rate(step: Callable[[], int], seconds: float) -> float:
 
 def disk(seconds: float, dask_worker: Any = None) -> dict[str, float]:
     """Writing to the worker's own folder and on to the device."""
+    import tempfile
+
     rates = {}
     for name, size in DISK.items():
         block = os.urandom(size)
