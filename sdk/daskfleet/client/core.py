@@ -73,6 +73,7 @@ class Core(Link):
         self._kwargs = {name: value for name, value in kwargs.items() if name not in IGNORED}
         self._starting: asyncio.Task[None] | None = None
         self._pool: Pool | None = None
+        self._checking: asyncio.Task[None] | None = None
         self._info: dict[str, Any] = {}
         self._threads: ThreadPoolExecutor | None = None
         self._begin()
@@ -222,6 +223,9 @@ class Core(Link):
         if self._pool is not None:
             self._pool.close()
         self._cancel_all("the client was closed")
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.gather(self._checking, return_exceptions=True)
         if self._threads is not None:
             self._threads.shutdown(wait=False)
         if self._own_cluster:

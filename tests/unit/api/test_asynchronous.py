@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from pathlib import Path
@@ -153,3 +154,10 @@ async def test_what_clients_share(aclient: Client) -> None:
     assert await semaphore.get_value() == 1
     await semaphore.release()
     await semaphore.close()
+
+
+async def test_a_client_closed_at_once_leaves_no_question_about_versions_behind(aclient: Client) -> None:
+    before = asyncio.all_tasks()
+    await (await Client(aclient.scheduler_address, security=aclient.security, asynchronous=True)).close()
+    left = [task for task in asyncio.all_tasks() - before if "_check_versions" in repr(task) and not task.done()]
+    assert left == [], "it would be destroyed while pending when the program ends"
