@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-#: Every setting that is read, and what holds where nothing is configured. The names are distributed's.
+#: Every setting that is read, and what holds where nothing is configured (``distributed.comm.tls.*`` aside, which
+#: `Security` reads: nothing). The names are distributed's. Of its others, ``scheduler.worker-saturation`` has no effect
+#: since workers are sent ahead what their tasks' duration calls for, and ``scheduler.locks`` none since a lock is given
+#: back when its holder's connection ends.
 DEFAULTS: dict[str, Any] = {
     "scheduler-address": None,
     "temporary-directory": None,  # where workers make their folders; the system's by default
@@ -59,6 +62,7 @@ DEFAULTS: dict[str, Any] = {
         "OPENBLAS_NUM_THREADS": 1,
     },
     "distributed.comm.timeouts.connect": 30.0,
+    "distributed.comm.timeouts.tcp": 30.0,  # until a peer that has vanished is noticed
     "distributed.comm.compression": False,  # or auto, lz4, zstd, snappy, zlib: between machines, where both say so
     "distributed.comm.require-encryption": None,
     "distributed.adaptive.interval": 1.0,

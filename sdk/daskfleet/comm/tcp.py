@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import socket
 
+from daskfleet import config
+
 
 def tune(sock: socket.socket) -> None:
-    """No waiting for more to send, and a peer that vanishes is noticed within half a minute."""
+    """No waiting for more to send, and a peer that vanishes is noticed (``distributed.comm.timeouts.tcp``)."""
+    limit = config.seconds("distributed.comm.timeouts.tcp") or 30.0
+    idle, interval = max(1, int(limit / 3)), max(1, int(limit / 6))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, seconds in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+    for option, value in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", interval), ("TCP_KEEPCNT", 4)):
         if hasattr(socket, option):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def bind(host: str, port: int) -> socket.socket:

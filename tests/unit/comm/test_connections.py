@@ -283,6 +283,19 @@ async def test_a_stranger_who_took_the_name_is_not_believed(serve: Any, monkeypa
         connection.close()
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="the system has no such option")
+async def test_how_soon_a_peer_that_vanished_is_noticed(serve: Any) -> None:
+    _, address = await serve()
+    with dask.config.set({"distributed.comm.timeouts.tcp": "60s"}):
+        connection = await connect(address, shortcut=False)
+    options = [
+        connection.options_socket.getsockopt(socket.IPPROTO_TCP, option)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    ]
+    assert options == [20, 10, 4]
+    connection.close()
+
+
 async def test_compression_between_machines_that_both_want_it(serve: Any) -> None:
     plain = b"much of the same " * 10_000
     with dask.config.set({"distributed.comm.compression": "zlib"}):
