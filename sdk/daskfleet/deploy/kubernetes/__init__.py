@@ -20,7 +20,8 @@ from daskfleet.deploy.kubernetes.errors import (
     Unreachable,
 )
 from daskfleet.deploy.kubernetes.helm import HelmCluster
-from daskfleet.deploy.kubernetes.kubecluster import CreateMode, KubeCluster
+from daskfleet.deploy.kubernetes.kubecluster import KubeCluster
+from daskfleet.deploy.kubernetes.options import CreateMode
 from daskfleet.deploy.kubernetes.spec import make_cluster_spec, make_scheduler_spec, make_worker_spec
 
 __all__ = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Self
 
 from daskfleet.deploy.kubernetes.errors import ClusterNotFound
-from daskfleet.deploy.kubernetes.kubecluster import CreateMode, KubeCluster
+from daskfleet.deploy.kubernetes.kubecluster import KubeCluster
+from daskfleet.deploy.kubernetes.options import CreateMode
 
 
 class HelmCluster(KubeCluster):

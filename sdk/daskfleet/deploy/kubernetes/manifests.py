@@ -7,7 +7,8 @@ from typing import Any
 
 from daskfleet.deploy.kubernetes.api import PLURALS, resource_path
 from daskfleet.deploy.kubernetes.errors import InvalidManifest
-from daskfleet.deploy.kubernetes.kubecluster import CreateMode, KubeCluster
+from daskfleet.deploy.kubernetes.kubecluster import KubeCluster
+from daskfleet.deploy.kubernetes.options import CreateMode
 from daskfleet.deploy.kubernetes.spec import API_VERSION, Spec
 
 

@@ -1,0 +1,193 @@
+"""How many workers a `SpecCluster` is to have: `PlannedCluster`, all that changes `worker_spec`.
+
+Its other half, `daskfleet.deploy.spec`, makes the processes follow. What users ask for is counted in workers, in memory
+or in cores; processes are started and ended whole, and one of them may be several workers, a group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from daskfleet import system
+from daskfleet.deploy import registry
+from daskfleet.deploy.adaptive import Adaptive
+from daskfleet.deploy.cluster import Cluster
+from daskfleet.deploy.scheduler_link import LocalLink, SchedulerLink
+
+
+class PlannedCluster(Cluster):
+    """A cluster with a plan of its processes, which scaling changes.
+
+    Attributes
+    ----------
+    worker_spec
+        ``{name: spec}`` of the processes that there are to be.
+    workers
+        ``{name: object}`` of those that there are.
+    new_spec
+        The spec of those that are added, None if none can be.
+    """
+
+    worker_spec: dict[Any, dict[str, Any]]
+    workers: dict[Any, Any]
+    new_spec: dict[str, Any] | None
+    _entry: registry.Entry | None
+    _scheduler_link: SchedulerLink | None
+    _names: itertools.count[int]
+
+    def _spawn_correction(self) -> None:
+        """Let `workers` follow `worker_spec`, in the background."""
+        raise NotImplementedError
+
+    def _start_afresh(self) -> None:
+        """Forget what failed before: whoever asks again has mended something, so there is nothing to wait for."""
+
+    def _members(self, name: Any) -> list[str]:
+        """Names of the workers that the process `name` is or will be."""
+        group = self.worker_spec.get(name, self.new_spec or {}).get("group")
+        return [f"{name}{suffix}" for suffix in group] if group else [str(name)]
+
+    @property
+    def _group_size(self) -> int:
+        return len((self.new_spec or {}).get("group") or [""])
+
+    @property
+    def plan(self) -> set[str]:
+        return {member for name in list(self.worker_spec) for member in self._members(name)}
+
+    @property
+    def requested(self) -> set[str]:
+        return {member for name in list(self.workers) for member in self._members(name)}
+
+    def _new_worker_name(self, number: int) -> Any:
+        """What the process with this number is called."""
+        return number
+
+    def new_worker_spec(self) -> dict[Any, dict[str, Any]]:
+        """``{name: spec}`` of one more process."""
+        if self.new_spec is None:
+            if self._entry is not None:
+                where = f"process {self._entry.pid} on {self._entry.host}"
+                raise ValueError(f"cluster {self.name!r} can be scaled only by the program that made it, {where}")
+            raise ValueError(f"{type(self).__name__} was made without worker=…, so it cannot be scaled up")
+        name = self._new_worker_name(next(self._names))
+        while name in self.worker_spec or name in self.workers:
+            name = self._new_worker_name(next(self._names))
+        return {name: copy.copy(self.new_spec)}
+
+    def scale(self, n: int | None = None, memory: str | int | None = None, cores: int | None = None) -> Any:
+        """Ask for `n` workers, or for as many as have this `memory` or these `cores` together. Returns at once."""
+        wanted = self._how_many(n, memory, cores)
+        self._start_afresh()
+        return self.sync(self._scale, wanted)
+
+    def _how_many(self, n: int | None, memory: str | int | None, cores: int | None) -> int:
+        from dask.utils import parse_bytes
+
+        counts = [n] if n is not None else []
+        if memory is not None:
+            counts.append(math.ceil(parse_bytes(memory) / self._memory_per_worker()))
+        if cores is not None:
+            counts.append(math.ceil(cores / self._threads_per_worker()))
+        if not counts:
+            raise ValueError("scale: say how many workers, or how much memory, or how many cores")
+        return max(counts)
+
+    def _threads_per_worker(self) -> int:
+        options = (self.new_spec or {}).get("options", {})
+        return int(options.get("nthreads") or system.cpu_count())
+
+    def _memory_per_worker(self) -> int:
+        options = (self.new_spec or {}).get("options", {})
+        limit = system.parse_memory_limit(options.get("memory_limit", "auto"), self._threads_per_worker())
+        if not limit:
+            raise ValueError("the workers have no memory limit, so memory cannot say how many to have")
+        return limit
+
+    async def _scale(self, n: int) -> None:
+        if n < 0:
+            raise ValueError(f"scale({n}): a cluster cannot have fewer than 0 workers")
+        wanted = math.ceil(n / self._group_size)
+        if len(self.worker_spec) > wanted:
+            for name in (await self._cheapest())[: len(self.worker_spec) - wanted]:
+                del self.worker_spec[name]
+        while len(self.worker_spec) < wanted:
+            self.worker_spec.update(self.new_worker_spec())
+        self._spawn_correction()
+
+    async def _scale_down(self, names: list[str]) -> None:
+        chosen = {str(name) for name in names}
+        for name in list(self.worker_spec):
+            if chosen.issuperset(self._members(name)):
+                del self.worker_spec[name]
+        self._spawn_correction()
+
+    def scale_up(self, n: int) -> Any:
+        """Come up to `n` workers; never down."""
+        return self.sync(self._scale, max(n, len(self.plan)))
+
+    def scale_down(self, workers: Iterable[Any]) -> Any:
+        """Close the workers of these names."""
+        return self.sync(self._scale_down, [str(worker) for worker in workers])
+
+    async def _registered(self) -> set[str]:
+        await self._refresh()
+        return self.observed
+
+    async def _cheapest(self) -> list[Any]:
+        """Names of the processes, the cheapest to end first: those without a worker yet, the newest before others."""
+        registered = await self._registered()
+        link, order = self._scheduler_link, list(self.worker_spec)
+        pending = [name for name in order if registered.isdisjoint(self._members(name))][::-1]
+        ranks: dict[str, int] = {}
+        if link is not None and len(pending) < len(order):
+            members = [member for name in order for member in self._members(name) if member in registered]
+            with contextlib.suppress(OSError):  # no dashboard to ask: the newest first
+                ranks = {name: rank for rank, name in enumerate(await link.by_cost(members))}
+        rest = [name for name in reversed(order) if name not in pending]
+        return pending + sorted(rest, key=lambda name: max(ranks.get(member, 0) for member in self._members(name)))
+
+    def adapt(
+        self,
+        minimum: int | None = None,
+        maximum: int | float | None = None,
+        *,
+        minimum_cores: int | None = None,
+        maximum_cores: int | None = None,
+        minimum_memory: str | int | None = None,
+        maximum_memory: str | int | None = None,
+        Adaptive: type[Adaptive] = Adaptive,
+        **options: Any,
+    ) -> Any:
+        """Let the load decide the number of workers, between bounds in workers, cores or memory.
+
+        Raises
+        ------
+        ValueError
+            The scheduler runs without a dashboard, over which a remote one is asked for its load.
+        """
+        low = [minimum] if minimum is not None else []
+        low += [self._how_many(None, minimum_memory, minimum_cores)] if minimum_memory or minimum_cores else []
+        high = [maximum] if maximum is not None else []
+        high += [self._how_many(None, None, maximum_cores)] if maximum_cores else []
+        high += [self._how_many(None, maximum_memory, None)] if maximum_memory else []
+        if not self.http_address and not isinstance(self._scheduler_link, LocalLink):
+            raise ValueError("adaptive scaling asks the scheduler over HTTP: run it with a dashboard")
+        if self._adaptive is not None:
+            self._adaptive.stop()
+        self._adaptive = Adaptive(self, minimum=max(low, default=None), maximum=min(high, default=None), **options)
+        self._adaptive.start()
+        return self._adaptive
+
+    async def _adaptive_target(self, target_duration: float) -> int:
+        assert self._scheduler_link is not None
+        return await self._scheduler_link.adaptive_target(target_duration)
+
+    async def _workers_to_close(self, n: int) -> list[str]:
+        names = (await self._cheapest())[: n // self._group_size]
+        return [member for name in names for member in self._members(name)]
