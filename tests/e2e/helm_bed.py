@@ -78,8 +78,11 @@ class Jupyter:
             assert answer.status < 300, f"{method} {path}: {answer.status} {text[:300]}"
             return json.loads(text) if "json" in answer.headers.get("Content-Type", "") else text
 
-    async def run_notebook(self, name: str, cells: list[str]) -> list[str]:
-        """Save a notebook, open it with a kernel and run its cells; what each of them printed."""
+    async def run_notebook(self, name: str, cells: list[str], shown: list[dict[str, str]] | None = None) -> list[str]:
+        """Save a notebook, open it with a kernel and run its cells; what each of them printed.
+
+        What they display, and what that is changed into, is added to `shown`.
+        """
         content = {
             "cells": [
                 {
@@ -102,11 +105,14 @@ class Jupyter:
         session = await self.ask("POST", "/api/sessions", kernel)
         path = f"/api/kernels/{session['kernel']['id']}/channels"
         async with self._session.ws_connect(path, headers=self._headers, max_msg_size=0) as channel:
-            printed = [await self._run(channel, cell["source"]) for cell in saved["content"]["cells"]]
+            printed = [
+                await self._run(channel, cell["source"], shown if shown is not None else [])
+                for cell in saved["content"]["cells"]
+            ]
         await self.ask("DELETE", f"/api/sessions/{session['id']}")
         return printed
 
-    async def _run(self, channel: aiohttp.ClientWebSocketResponse, code: str) -> str:
+    async def _run(self, channel: aiohttp.ClientWebSocketResponse, code: str, shown: list[dict[str, str]]) -> str:
         header = {
             "msg_id": uuid.uuid4().hex,
             "msg_type": "execute_request",
@@ -126,6 +132,8 @@ class Jupyter:
             match message["msg_type"]:
                 case "stream":
                     printed += message["content"]["text"]
+                case "display_data" | "update_display_data":
+                    shown.append(message["content"]["data"])
                 case "error":
                     raise AssertionError("\n".join(message["content"]["traceback"]))
                 case "status" if message["content"]["execution_state"] == "idle":

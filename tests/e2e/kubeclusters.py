@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
+from daskfleet.deploy.kubernetes.errors import USER_RULES
 from daskfleet.deploy.kubernetes.spec import DEFAULT_IMAGE
 
 # echo: what comes goes back. sink: reads to the end, `report` tells how much and its hash. source: "N\n" -> N bytes.
@@ -62,6 +63,22 @@ def server_pod(name: str, silent_seconds: float = 0) -> str:
             "spec": {"containers": [container], "terminationGracePeriodSeconds": 0},
         }
     )
+
+
+# What a user of KubeCluster needs, and no more; the README shows the same.
+ROLE = [{"apiGroups": [group], "resources": names, "verbs": verbs} for group, names, verbs in USER_RULES]
+
+
+def run_in_pod(kubectl, namespace: str, command: list[str]) -> None:
+    """Start the pod ``notebook`` with this command and the rights of a user of KubeCluster."""
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "user"}, "rules": ROLE}
+    kubectl("-n", namespace, "create", "serviceaccount", "user")
+    kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(role))
+    kubectl("-n", namespace, "create", "rolebinding", "user", "--role=user", f"--serviceaccount={namespace}:user")
+    container = {"name": "notebook", "image": DEFAULT_IMAGE, "command": command}
+    spec = {"serviceAccountName": "user", "restartPolicy": "Never", "containers": [container]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "notebook"}, "spec": spec}
+    kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(pod))
 
 
 class Relay:

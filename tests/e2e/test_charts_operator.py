@@ -1,4 +1,7 @@
-"""The operator's chart on a real cluster, for one namespace: installed, at work, upgraded, uninstalled."""
+"""The operator's chart on a real cluster, for one namespace: installed, at work, upgraded, uninstalled.
+
+Beside it a release of the fixed cluster's chart, which this operator scales: the walk of the README.
+"""
 
 import json
 
@@ -26,9 +29,16 @@ def test_installed_at_work_upgraded_uninstalled(helm: str, cluster_with_images: 
     assert f"serves the namespace {namespace}." in notes
     kubectl(*notes.split("  kubectl ")[1].splitlines()[0].split())  # the first command in the notes
     assert not {name for name in left_in(cluster_with_images, namespace) if "crds" in name}
+    workers = {"replicas": 1, "resources": SMALL, "threads_per_worker": 1}
+    small = {"jupyter": {"enabled": False}, "scheduler": {"resources": SMALL}, "worker": workers}
+    charted("install", "mine", str(CHARTS / "daskfleet"), values=small)
     making = KubeCluster(name="one", namespace=namespace, n_workers=1, resources=SMALL)
     with making as cluster, cluster.get_client() as client:
         assert client.submit(sum, [1, 2, 3]).result(timeout=60) == 6
+        with KubeCluster(name=f"{namespace}/mine") as release:
+            assert release.adapt(minimum=2, maximum=3) is None  # the operator's, and not this session's
+            release.wait_for_workers(2, timeout=60)
+        charted("uninstall", "mine")
         # Somebody has an old definition: an upgrade mends it, and the cluster does not notice.
         old = [{"op": "replace", "path": "/spec/names/categories", "value": ["dask", "old"]}]
         kubectl("patch", *DEFINITION, "--type=json", "-p", json.dumps(old))

@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import urllib.request
 
@@ -19,7 +18,6 @@ from click.testing import CliRunner
 from daskfleet import KubeCluster
 from daskfleet.cli.clusters import main as daskfleet_command
 from daskfleet.deploy.kubernetes import ClusterNotFound, make_cluster_spec, make_worker_spec
-from daskfleet.deploy.kubernetes.errors import USER_RULES
 from daskfleet.deploy.kubernetes.spec import make_worker_group_spec
 
 square = functools.partial(pow, exp=2)  # a function that pods have, too
@@ -239,49 +237,23 @@ def test_the_command_over_clusters_in_two_namespaces(namespace, kubernetes_api, 
     kubernetes_api.kubectl("delete", "namespace", other, "--wait=false")
 
 
-def test_the_dashboard_is_forwarded_until_ctrl_c(namespace):
-    KubeCluster(name="c", namespace=namespace, shutdown_on_close=False).close()
-    command = [sys.executable, "-m", "daskfleet.cli.clusters", "dashboard", f"{namespace}/c"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    link = process.stdout.readline().strip()
-    with urllib.request.urlopen(link, timeout=10) as page:
-        assert page.status == 200
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30) == ("", "Forwarding until Ctrl-C.\n")
-    assert process.returncode == 0
+def test_the_dashboard_is_forwarded_until_ctrl_c_and_logs_are_followed_to_the_clusters_end(namespace):
+    def start(*words):
+        command = [sys.executable, "-m", "daskfleet.cli.clusters", *words]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-
-# What a user of KubeCluster needs, and no more; the README shows the same.
-ROLE = [{"apiGroups": [group], "resources": names, "verbs": verbs} for group, names, verbs in USER_RULES]
-
-INSIDE = """
-import time
-started = time.monotonic()
-from daskfleet import KubeCluster
-with KubeCluster(name="inside", n_workers=1) as cluster, cluster.get_client() as client:
-    print("SEEN", cluster.namespace, cluster.scheduler_address, client.submit(sum, [1, 2, 3]).result())
-"""
-
-
-def test_inside_a_pod_it_uses_the_service_and_the_pods_own_account(namespace, kubernetes_api):
-    kubectl = kubernetes_api.kubectl
-    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "user"}, "rules": ROLE}
-    kubectl("-n", namespace, "create", "serviceaccount", "user")
-    kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(role))
-    kubectl("-n", namespace, "create", "rolebinding", "user", "--role=user", f"--serviceaccount={namespace}:user")
-    container = {
-        "name": "notebook",
-        "image": bed.DEFAULT_IMAGE,
-        "command": ["python3", "-c", textwrap.dedent(INSIDE)],
-    }
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "notebook"},
-        "spec": {"serviceAccountName": "user", "restartPolicy": "Never", "containers": [container]},
-    }
-    kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(pod))
-    status = ("-n", namespace, "get", "pod", "notebook", "-o", "jsonpath={.status.phase}")
-    eventually(lambda: kubectl(*status) in ("Succeeded", "Failed"), timeout=60)
-    log = kubectl("-n", namespace, "logs", "notebook")
-    assert f"SEEN {namespace} tcp://inside-scheduler.{namespace}.svc:8786 6" in log
+    with KubeCluster(name="c", namespace=namespace) as cluster:
+        forwarding, following = start("dashboard", f"{namespace}/c"), start("logs", f"{namespace}/c", "--follow")
+        link = forwarding.stdout.readline().strip()
+        with urllib.request.urlopen(link, timeout=10) as page:
+            assert page.status == 200
+        forwarding.send_signal(signal.SIGINT)
+        assert forwarding.communicate(timeout=30) == ("", "Forwarding until Ctrl-C.\n")
+        assert forwarding.returncode == 0
+        assert following.stdout.readline().startswith("c-scheduler-")
+        cluster.scale(1)
+        assert next(
+            line for line in following.stdout if line.startswith("c-default-worker-") and "Start worker" in line
+        )
+    _, errors = following.communicate(timeout=60)
+    assert (following.returncode, errors) == (0, "")

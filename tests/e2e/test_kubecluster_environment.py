@@ -78,3 +78,33 @@ def test_it_is_each_pods_own_by_default_and_why_it_fails_is_told(requirements, n
         cluster.add_worker_group("bad", custom_spec=make_worker_spec(n_workers=1, environment=requirements))
         with pytest.raises((StartFailed, TimeoutError), match=r"its initContainer environment ended.*no-such-package"):
             cluster.wait_for_workers(2, timeout=10)
+
+
+# A notebook in the cluster whose user has installed a package.
+INSIDE = """
+import sys
+from daskfleet import KubeCluster
+index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": sys.argv[1], "PIP_TRUSTED_HOST": sys.argv[2]}
+with KubeCluster(name="inside", n_workers=1, environment="local", env=index) as cluster:
+    with cluster.get_client() as client:
+        name = client.submit(lambda: __import__("colour").name).result(timeout=60)
+    print("SEEN", cluster.namespace, cluster.scheduler_address, name)
+"""
+
+
+def test_inside_a_pod_its_own_packages_travel_and_its_own_account_and_services_are_used(
+    requirements, namespace, operator_in_cluster
+):
+    kubectl = operator_in_cluster.kubectl
+    lines = requirements.read_text().splitlines()
+    install = f"python3 -m pip install --quiet --target /tmp/mine {' '.join(lines)}"
+    link, host = lines[1].split()[1], lines[2].split()[1]
+    script = f'{install} && PYTHONPATH=/tmp/mine exec python3 -c "$0" {link} {host}'
+    bed.run_in_pod(kubectl, namespace, ["sh", "-c", script, INSIDE])
+    status = ("-n", namespace, "get", "pod", "notebook", "-o", "jsonpath={.status.phase}")
+    deadline = time.monotonic() + 90
+    while kubectl(*status) not in ("Succeeded", "Failed"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    log = kubectl("-n", namespace, "logs", "notebook")
+    assert f"SEEN {namespace} tcp://inside-scheduler.{namespace}.svc:8786 blue" in log, log

@@ -12,6 +12,7 @@ from daskfleet import KubeCluster
 from daskfleet.cli.clusters import main as daskfleet_command
 from daskfleet.deploy.kubernetes import ClusterNotFound, Forbidden, Unreachable
 from daskfleet.deploy.kubernetes.api import Api, resource_path
+from daskfleet.deploy.kubernetes.logs import follow_logs
 
 from tests.cluster import tools
 from tests.cluster.source_node import SourceNode
@@ -56,6 +57,11 @@ async def proxy(kubernetes_api, tmp_path, monkeypatch):
     await proxy.stop()
 
 
+async def collect(said, into):
+    async for pair in said:
+        into.append(pair)
+
+
 async def list_pods(context=None):
     api = await Api.connect(context)
     try:
@@ -82,6 +88,8 @@ async def test_all_of_a_cluster_goes_through_the_proxy_of_the_kubeconfig_and_sur
     (tmp_path / "config").write_text(yaml.safe_dump(config))
     async with KubeCluster(name="c", namespace=namespace, n_workers=1, asynchronous=True) as cluster:
         async with cluster.get_client() as client:
+            said: list[tuple[str, str]] = []
+            following = asyncio.ensure_future(collect(follow_logs(await Api.connect(), namespace, "c"), said))
             kept = await client.scatter([1, 2, 3])
             assert await client.submit(sum, kept) == 6
             seen = proxy.tunnels
@@ -92,10 +100,20 @@ async def test_all_of_a_cluster_goes_through_the_proxy_of_the_kubeconfig_and_sur
             assert await client.gather(kept) == [1, 2, 3]
             assert await client.submit(sum, [4, 5]) == 9
             assert proxy.tunnels > seen
+        [pod] = cluster.requested
         await cluster.scale(0)
         async with asyncio.timeout(30):
             while cluster.plan:  # its watches go on as well
                 await asyncio.sleep(0.05)
+            while not any(
+                pod in line for name, line in said if name != pod
+            ):  # and followed logs: what it said of its end
+                await asyncio.sleep(0.05)
+        logs = await cluster.get_logs(cluster=False, workers=False)
+        [(scheduler, log)] = logs.items()
+        heard = [line for name, line in said if name == scheduler]
+        assert heard == log.splitlines()[: len(heard)]  # none twice, none missing
+        following.cancel()
 
 
 def test_contexts_are_chosen_by_name_with_their_own_users_and_namespaces(

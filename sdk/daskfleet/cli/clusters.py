@@ -6,9 +6,10 @@ Each command imports what it needs, so that ``--help`` and mistakes are told in 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -24,6 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Seconds that completing a name may take.
 COMPLETION = 3.0
+COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 
 
 def where_options(function: F) -> F:
@@ -82,6 +84,8 @@ def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
     try:
         asyncio.run(body())
+    except BrokenPipeError:
+        raise  # `| head` has enough
     except (DaskfleetError, ImportError, OSError, ValueError) as error:
         fail(str(error) or type(error).__name__)
 
@@ -224,15 +228,34 @@ def adapt(name: str, minimum: int, maximum: int, off: bool, namespace: str | Non
 @click.option("--scheduler/--no-scheduler", default=True, help="With the scheduler's.")
 @click.option("--workers/--no-workers", default=True, help="With the workers'.")
 @click.option("--tail", type=click.IntRange(min=1), default=None, help="Only so many last lines of each.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is logged from now on, also by workers to come.")
 @where_options
-def logs(name: str, scheduler: bool, workers: bool, tail: int | None, namespace: str | None) -> None:
-    """Print what scheduler and workers have logged."""
+def logs(name: str, scheduler: bool, workers: bool, tail: int | None, follow: bool, namespace: str | None) -> None:
+    """Print what scheduler and workers have logged.
+
+    With --follow each line has the process's name before it, and it ends by Ctrl-C or with the cluster.
+    """
 
     async def body() -> None:
         found = await find(name, namespace)
-        click.echo(repr(await found._logs(scheduler, workers, tail)))
+        if not follow:
+            return click.echo(repr(await found._logs(scheduler, workers, tail)))
+        printing = asyncio.ensure_future(print_lines(found._follow(scheduler, workers, tail)))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, printing.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await printing
 
     run(body)
+
+
+async def print_lines(said: AsyncGenerator[tuple[str, str]]) -> None:
+    """Lines as they come, with the names of who said them in colours that tell them apart on a terminal."""
+    colours: dict[str, str] = {}
+    async with contextlib.aclosing(said):
+        async for name, line in said:
+            colour = colours.setdefault(name, COLOURS[len(colours) % len(COLOURS)])
+            click.echo(f"{click.style(name, fg=colour)} | {line}")
 
 
 @main.command()

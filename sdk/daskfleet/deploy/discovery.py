@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import importlib
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import metadata
@@ -30,9 +30,13 @@ from daskfleet.exceptions import ClusterNotFound, DaskfleetError
 if TYPE_CHECKING:
     from daskfleet.deploy.cluster import Logs
 
+Read = Callable[[int | None], Awaitable["Logs"]]
+
 GROUP = "dask_cluster_discovery"
 #: Seconds for one discoverer to be through.
 PATIENCE = 15.0
+#: Seconds between two looks at logs that are followed.
+FOLLOW = 1.0
 
 
 @dataclass
@@ -97,6 +101,20 @@ class FoundCluster:
         logs: Logs = loops.sync(loops.shared_loop(), self._logs, scheduler, workers, lines)
         return logs
 
+    def follow(
+        self, scheduler: bool = True, workers: bool = True, lines: int | None = None
+    ) -> Iterator[tuple[str, str]]:
+        """Pairs of a process's name and a line of its log, as they come: what there is first, or its last `lines`.
+
+        Processes that come later are followed, too. It ends with the cluster; close the iterator to end it before.
+        """
+        said = self._follow(scheduler, workers, lines)
+        try:
+            while (pair := loops.sync(loops.shared_loop(), _next, said)) is not None:
+                yield pair
+        finally:
+            loops.sync(loops.shared_loop(), said.aclose)
+
     # ------------------------------------------------- for discoverers to do better, without connecting to a scheduler
 
     @contextlib.asynccontextmanager
@@ -126,12 +144,35 @@ class FoundCluster:
         async with self._opened() as cluster:
             cluster.shutdown_on_close = True
 
-    async def _logs(self, scheduler: bool, workers: bool, lines: int | None) -> Logs:
+    @contextlib.asynccontextmanager
+    async def _reading(self, scheduler: bool, workers: bool) -> AsyncIterator[Read]:
+        """What reads the logs, all of them or the last lines, as often as it is called."""
         from daskfleet.deploy.cluster import Log, Logs
 
-        async with self._opened() as cluster:
+        async def read(lines: int | None) -> Logs:
             logs = await _awaited(cluster.get_logs(cluster=False, scheduler=scheduler, workers=workers))
-        return Logs({name: Log("\n".join(str(log).splitlines()[-(lines or 0) :])) for name, log in logs.items()})
+            return Logs({name: Log("\n".join(str(log).splitlines()[-(lines or 0) :])) for name, log in logs.items()})
+
+        async with self._opened() as cluster:
+            yield read
+
+    async def _logs(self, scheduler: bool, workers: bool, lines: int | None) -> Logs:
+        async with self._reading(scheduler, workers) as read:
+            return await read(lines)
+
+    async def _follow(self, scheduler: bool, workers: bool, lines: int | None) -> AsyncGenerator[tuple[str, str]]:
+        """By reading again: processes keep their last lines, so what was not there before is new."""
+        before: dict[str, list[str]] = {}
+        first = True
+        async with self._reading(scheduler, workers) as read:
+            while True:
+                for name, log in (await read(None)).items():
+                    now = log.splitlines()
+                    for line in now[-(lines or 0) :] if first else added(before.get(name, []), now):
+                        yield name, line
+                    before[name] = now
+                first = False
+                await asyncio.sleep(FOLLOW)
 
     @contextlib.asynccontextmanager
     async def _dashboard(self) -> AsyncIterator[tuple[str, bool]]:
@@ -170,6 +211,16 @@ class Findings:
         there = f"there are: {', '.join(names)}" if names else "there are none"
         failed = "".join(f"; {method} could not be asked: {said}" for method, said in self.problems.items())
         raise ClusterNotFound(f"there is no cluster {wanted!r}; {there}{failed}")
+
+
+def added(before: list[str], now: list[str]) -> list[str]:
+    """The lines of `now` behind those of `before`, the first of which may have been dropped meanwhile."""
+    kept = next(before[start:] for start in range(len(before) + 1) if now[: len(before) - start] == before[start:])
+    return now[len(kept) :]
+
+
+async def _next(said: AsyncGenerator[tuple[str, str]]) -> tuple[str, str] | None:
+    return await anext(said, None)
 
 
 async def _awaited(result: Any) -> Any:

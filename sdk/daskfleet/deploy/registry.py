@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskfleet import scheduler_file
-from daskfleet.deploy.discovery import FoundCluster
+from daskfleet.deploy.discovery import FoundCluster, Read
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.security import Security
 
@@ -187,20 +187,25 @@ class RecordedCluster(FoundCluster):
                 await link.shut_down()
         forget(self.name)
 
-    async def _logs(self, scheduler: bool, workers: bool, lines: int | None) -> Logs:
+    @contextlib.asynccontextmanager
+    async def _reading(self, scheduler: bool, workers: bool) -> AsyncIterator[Read]:
         from daskfleet.client.client import Client
         from daskfleet.deploy.cluster import Log, Logs
         from daskfleet.deploy.scheduler_link import TIMEOUT
 
-        entry, logs = self._known, Logs()
-        settings: dict[str, Any] = {"asynchronous": True, "set_as_default": False, "timeout": TIMEOUT}
-        async with Client(entry.address, security=entry.security, **settings) as client:
+        async def read(lines: int | None) -> Logs:
+            logs = Logs()
             if scheduler:
                 logs["Scheduler"] = Log(_text(await client.get_scheduler_logs(lines)))
             if workers:
                 told = await client.get_worker_logs(lines)
                 logs.update({address: Log(_text(entries)) for address, entries in told.items()})
-        return logs
+            return logs
+
+        entry = self._known
+        settings: dict[str, Any] = {"asynchronous": True, "set_as_default": False, "timeout": TIMEOUT}
+        async with Client(entry.address, security=entry.security, **settings) as client:
+            yield read
 
     @contextlib.asynccontextmanager
     async def _dashboard(self) -> AsyncIterator[tuple[str, bool]]:

@@ -14,8 +14,8 @@ from click.shell_completion import BashComplete
 from click.testing import CliRunner
 from daskfleet import LocalCluster
 from daskfleet.cli.clusters import main
-from daskfleet.deploy import registry
-from daskfleet.deploy.discovery import Findings, FoundCluster, create_cluster, load_documents
+from daskfleet.deploy import discovery, registry
+from daskfleet.deploy.discovery import Findings, FoundCluster, added, create_cluster, find_cluster, load_documents
 from daskfleet.exceptions import ClusterNotFound, DaskfleetError
 
 SMALL = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
@@ -186,6 +186,31 @@ def test_documents_that_are_empty_are_skipped(tmp_path):
     path = tmp_path / "spec.yaml"
     path.write_text("---\n---\n{a: 1}\n---\n")
     assert load_documents(path) == [{"a": 1}]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "new"),
+    [
+        ([], ["a", "b"], ["a", "b"]),
+        (["a"], ["a", "a", "b"], ["a", "b"]),
+        (["a", "b", "c"], ["b", "c", "d"], ["d"]),  # the first was dropped meanwhile
+        (["a", "b"], ["x"], ["x"]),  # it was started anew
+        (["a", "b"], ["a", "b"], []),
+    ],
+)
+def test_lines_that_were_not_there_before(before, now, new):
+    assert added(before, now) == new
+
+
+def test_logs_are_followed(monkeypatch, caplog):
+    monkeypatch.setattr(discovery, "FOLLOW", 0.1)
+    caplog.set_level("INFO", logger="daskfleet")
+    with LocalCluster(name="here", **SMALL) as cluster:
+        following = find_cluster("here").follow(workers=False, lines=1)
+        assert next(following)[0] == "Scheduler"
+        cluster.scale(2)
+        assert "registered" in next(line for _, line in following if "registered" in line)
+        following.close()
 
 
 def test_names_are_completed():

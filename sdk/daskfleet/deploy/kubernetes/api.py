@@ -167,6 +167,24 @@ class Api:
         response = await self._send("GET", path, params=params)
         return str(await response.text(errors="replace"))
 
+    async def lines(self, path: str, **params: Any) -> AsyncIterator[str]:
+        """GET `path` as lines of text, as they come; ends when the stream does, for whatever reason."""
+        import aiohttp
+
+        response = await self._send("GET", path, params=params, read_timeout=WATCH_SECONDS)
+        rest = b""
+        try:
+            async for chunk in response.content.iter_any():
+                *whole, rest = (rest + chunk).split(b"\n")
+                for line in whole:
+                    yield line.decode("utf-8", "replace")
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return
+        finally:
+            response.close()
+        if rest:
+            yield rest.decode("utf-8", "replace")
+
     async def _json(
         self,
         method: str,

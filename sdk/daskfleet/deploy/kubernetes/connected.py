@@ -17,6 +17,7 @@ from daskfleet.deploy.kubernetes import adoption, fixed, lifecycle
 from daskfleet.deploy.kubernetes import spec as specs
 from daskfleet.deploy.kubernetes.errors import StartFailed
 from daskfleet.deploy.kubernetes.link import Link
+from daskfleet.deploy.kubernetes.logs import read_logs
 from daskfleet.deploy.kubernetes.spec import Env, Spec
 
 logger = logging.getLogger(__name__)
@@ -257,9 +258,7 @@ class ConnectedCluster(Cluster):
     async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: bool = True) -> Logs:
         link = self._connected()
         layout = self._fixed.layout if self._fixed else fixed.OURS
-        logs = await lifecycle.read_logs(
-            link.api, link.namespace, self.name, scheduler=scheduler, workers=workers, layout=layout
-        )
+        logs = await read_logs(link.api, link.namespace, self.name, scheduler=scheduler, workers=workers, layout=layout)
         if cluster:
             conditions = ((link.view.cluster or {}).get("status") or {}).get("conditions") or []
             told = [f"{c['type']}={c['status']} {c.get('reason')}: {c.get('message')}" for c in conditions]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from daskfleet.deploy.kubernetes.credentials import configured_context, is_confi
 from daskfleet.deploy.kubernetes.errors import KubernetesError, OperatorMissing
 from daskfleet.deploy.kubernetes.kubecluster import KubeCluster
 from daskfleet.deploy.kubernetes.lifecycle import Summary
+from daskfleet.deploy.kubernetes.logs import follow_logs, read_logs
 
 
 @dataclass
@@ -75,13 +76,24 @@ class FoundKubeCluster(FoundCluster):
                 raise KubernetesError(f"{self.name} belongs to Helm: helm uninstall {name} --namespace {namespace}")
             await lifecycle.delete_cluster(api, namespace, name)
 
+    async def _layout(self, api: Api, namespace: str, name: str) -> fixed.Layout:
+        release = None if self.operated else await fixed.find_fixed(api, namespace, name)
+        return release.layout if release else fixed.OURS
+
     async def _logs(self, scheduler: bool, workers: bool, lines: int | None) -> Logs:
         async with self._api() as (api, namespace, name):
-            release = None if self.operated else await fixed.find_fixed(api, namespace, name)
-            layout = release.layout if release else fixed.OURS
-            return await lifecycle.read_logs(
+            layout = await self._layout(api, namespace, name)
+            return await read_logs(
                 api, namespace, name, scheduler=scheduler, workers=workers, lines=lines, layout=layout
             )
+
+    async def _follow(self, scheduler: bool, workers: bool, lines: int | None) -> AsyncGenerator[tuple[str, str]]:
+        async with self._api() as (api, namespace, name):
+            layout = await self._layout(api, namespace, name)
+            said = follow_logs(api, namespace, name, scheduler=scheduler, workers=workers, lines=lines, layout=layout)
+            async with contextlib.aclosing(said):
+                async for line in said:
+                    yield line
 
     @contextlib.asynccontextmanager
     async def _dashboard(self) -> AsyncIterator[tuple[str, bool]]:

@@ -7,14 +7,12 @@ work when the scheduler does not.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from daskfleet.deploy.cluster import Log, Logs
 from daskfleet.deploy.kubernetes import fixed
 from daskfleet.deploy.kubernetes import spec as specs
 from daskfleet.deploy.kubernetes.api import Api, resource_path
@@ -24,10 +22,8 @@ from daskfleet.deploy.kubernetes.errors import (
     ClusterExists,
     ClusterNotFound,
     Forbidden,
-    InvalidManifest,
     OperatorMissing,
 )
-from daskfleet.deploy.kubernetes.fixed import OURS, Layout
 
 Object = dict[str, Any]
 
@@ -272,46 +268,3 @@ async def create_group(api: Api, namespace: str, cluster: str, name: str, worker
 async def delete_group(api: Api, namespace: str, cluster: str, name: str) -> None:
     """Delete a worker group. No error if it is gone."""
     await api.delete(resource_path("DaskWorkerGroup", namespace, specs.group_name(cluster, name)))
-
-
-async def read_logs(
-    api: Api,
-    namespace: str,
-    cluster: str,
-    *,
-    scheduler: bool = True,
-    workers: bool = True,
-    lines: int | None = None,
-    layout: Layout = OURS,
-) -> Logs:
-    """The logs of a cluster's pods, the scheduler's first.
-
-    Parameters
-    ----------
-    lines
-        Only so many of each pod's last lines.
-    layout
-        How the cluster's pods are labelled.
-    """
-    label = layout.component_label
-    wanted = [component for component, yes in (("scheduler", scheduler), ("worker", workers)) if yes]
-    if not wanted:
-        return Logs()
-    listing = await api.get(
-        resource_path("pods", namespace),
-        labelSelector=f"{layout.selector(cluster)},{label} in ({','.join(wanted)})",
-    )
-    pods = [item["metadata"] for item in listing["items"]]
-    names = [pod["name"] for pod in sorted(pods, key=lambda pod: (pod["labels"][label], pod["name"]))]
-
-    async def read(pod: str) -> Log:
-        try:
-            return Log(await api.text(resource_path("pods", namespace, pod, "log"), tailLines=lines))
-        except InvalidManifest as error:  # the container has not started
-            return Log(error.message)
-        except ApiError as error:
-            if error.status != 404:  # it ended meanwhile
-                raise
-            return Log("")
-
-    return Logs(zip(names, await asyncio.gather(*map(read, names)), strict=True))

@@ -1,0 +1,157 @@
+"""What a cluster's pods have logged: read once, or followed.
+
+Following survives what ends a stream: the API server closes each after a while, connections break, containers are
+started again. Lines carry the time at which the node took them, so a stream is opened again where it ended, and what
+comes twice is dropped. Pods that come later are followed as well, and the end is when the cluster is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from typing import Any
+
+from daskfleet.deploy.cluster import Log, Logs
+from daskfleet.deploy.kubernetes.api import Api, resource_path
+from daskfleet.deploy.kubernetes.errors import ApiError, InvalidManifest
+from daskfleet.deploy.kubernetes.fixed import OURS, Layout
+from daskfleet.deploy.kubernetes.lifecycle import list_clusters
+
+#: Seconds until a stream that ended is opened again, doubled each time that nothing came, up to the last.
+PAUSE = (0.2, 5.0)
+DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
+
+
+def _selector(cluster: str, layout: Layout, scheduler: bool, workers: bool) -> str:
+    wanted = [component for component, yes in (("scheduler", scheduler), ("worker", workers)) if yes]
+    return f"{layout.selector(cluster)},{layout.component_label} in ({','.join(wanted)})"
+
+
+def _container(pod: Mapping[str, Any]) -> str:
+    """The container that counts, where there are several: the one that kubectl takes."""
+    chosen = (pod["metadata"].get("annotations") or {}).get(DEFAULT_CONTAINER)
+    return str(chosen or pod["spec"]["containers"][0]["name"])
+
+
+async def read_logs(
+    api: Api,
+    namespace: str,
+    cluster: str,
+    *,
+    scheduler: bool = True,
+    workers: bool = True,
+    lines: int | None = None,
+    layout: Layout = OURS,
+) -> Logs:
+    """The logs of a cluster's pods, the scheduler's first.
+
+    Parameters
+    ----------
+    lines
+        Only so many of each pod's last lines.
+    layout
+        How the cluster's pods are labelled.
+    """
+    if not scheduler and not workers:
+        return Logs()
+    selector, label = _selector(cluster, layout, scheduler, workers), layout.component_label
+    listing = await api.get(resource_path("pods", namespace), labelSelector=selector)
+    pods = sorted(listing["items"], key=lambda pod: (pod["metadata"]["labels"][label], pod["metadata"]["name"]))
+
+    async def read(pod: Mapping[str, Any]) -> Log:
+        path = resource_path("pods", namespace, pod["metadata"]["name"], "log")
+        try:
+            return Log(await api.text(path, tailLines=lines, container=_container(pod)))
+        except InvalidManifest as error:  # the container has not started
+            return Log(error.message)
+        except ApiError as error:
+            if error.status != 404:  # it ended meanwhile
+                raise
+            return Log("")
+
+    names = [pod["metadata"]["name"] for pod in pods]
+    return Logs(zip(names, await asyncio.gather(*map(read, pods)), strict=True))
+
+
+async def follow_logs(
+    api: Api,
+    namespace: str,
+    cluster: str,
+    *,
+    scheduler: bool = True,
+    workers: bool = True,
+    lines: int | None = None,
+    layout: Layout = OURS,
+) -> AsyncGenerator[tuple[str, str]]:
+    """Pairs of a pod's name and a line of its log, as they come, until the cluster is gone.
+
+    Parameters
+    ----------
+    lines
+        Begin with so many of the last lines of each pod that is there; with all by default.
+    """
+    if not scheduler and not workers:
+        return
+    pods = resource_path("pods", namespace)
+    said: asyncio.Queue[tuple[str, str] | Exception | None] = asyncio.Queue(1000)
+    tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def follow(pod: Mapping[str, Any]) -> None:
+        name = pod["metadata"]["name"]
+        async for line in _follow_pod(api, f"{pods}/{name}/log", _container(pod), lines):
+            await said.put((name, line))
+
+    async def watch() -> None:
+        there: set[str] = set()
+        async for event in api.watch(pods, labels=_selector(cluster, layout, scheduler, workers)):
+            if event.type == "SYNCED":
+                continue
+            name = event.object["metadata"]["name"]
+            if event.type != "DELETED":
+                there.add(name)
+                if name not in tasks:
+                    tasks[name] = asyncio.ensure_future(telling(follow(event.object)))
+                continue
+            there.discard(name)
+            if not there and all(found.name != cluster for found in await list_clusters(api, namespace)):
+                await asyncio.wait(tasks.values())
+                return await said.put(None)
+
+    async def telling(doing: Coroutine[Any, Any, None]) -> None:
+        try:
+            await doing
+        except Exception as error:  # whoever reads is to get it
+            await said.put(error)
+
+    watching = asyncio.ensure_future(telling(watch()))
+    try:
+        while (item := await said.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        for task in (watching, *tasks.values()):
+            task.cancel()
+
+
+async def _follow_pod(api: Api, path: str, container: str, lines: int | None) -> AsyncGenerator[str]:
+    """The lines of one pod's log, until the pod is gone."""
+    last, pause = "", PAUSE[0]
+    while True:
+        where = {"sinceTime": last} if last else {"tailLines": lines}
+        since = last
+        try:
+            async for entry in api.lines(path, follow="true", timestamps="true", container=container, **where):
+                time, _, line = entry.partition(" ")
+                if since and time <= since:
+                    continue  # had before the stream was opened again
+                last, since, pause = time, "", PAUSE[0]
+                yield line
+        except InvalidManifest:
+            pass  # the container has not started yet
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, PAUSE[1])
