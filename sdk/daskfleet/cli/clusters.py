@@ -29,13 +29,19 @@ COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 
 
 def where_options(function: F) -> F:
-    """``--namespace`` and ``--context``."""
-    text = "Kubernetes namespace; by default all that you may see."
-    function = click.option("-n", "--namespace", default=None, help=text, shell_complete=complete_namespace)(function)
+    """``--namespace`` of clusters that there are, and ``--context``."""
+    return namespace_option("all that you may see")(context_option(function))
+
+
+def namespace_option(default: str) -> Callable[[F], F]:
+    text = f"Kubernetes namespace; by default {default}."
+    return click.option("-n", "--namespace", default=None, help=text, shell_complete=complete_namespace)
+
+
+def context_option(function: F) -> F:
     text = "Context of the kubeconfig; by default the current one."
-    return click.option("--context", default=None, help=text, callback=use_context, expose_value=False, is_eager=True)(
-        function
-    )
+    option = click.option("--context", default=None, help=text, callback=use_context, expose_value=False, is_eager=True)
+    return option(function)
 
 
 def use_context(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
@@ -116,7 +122,9 @@ def main() -> None:
 
 
 @main.command(name="list")
-@click.option("-o", "--output", type=click.Choice(["table", "json", "name"]), default="table", show_default=True)
+@click.option(
+    "-o", "--output", type=click.Choice(["table", "json", "name"]), default="table", show_default=True, help="As what."
+)
 @where_options
 def list_command(namespace: str | None, output: str) -> None:
     """List the clusters that there are."""
@@ -299,7 +307,8 @@ def delete(names: tuple[str, ...], namespace: str | None) -> None:
 
 @main.command()
 @click.option("-f", "--filename", required=True, type=click.Path(exists=True, dir_okay=False), help="YAML file.")
-@where_options
+@namespace_option("the file's, or that of the kubeconfig's context")
+@context_option
 def create(filename: str, namespace: str | None) -> None:
     """Create the cluster that a file describes.
 

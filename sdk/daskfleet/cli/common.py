@@ -48,6 +48,32 @@ def tls_options(function: F) -> F:
     return function
 
 
+def server_options(protocol: str) -> Callable[[F], F]:
+    """Where a server listens and how it is found again: ``--host``, ``--interface``, ``--protocol``, ``--pid-file``.
+
+    Parameters
+    ----------
+    protocol
+        What is to be said of ``--protocol``.
+    """
+    choice = click.Choice(["tcp", "tls", "unix"])
+    every = "Address to listen on.  [default: every interface]"
+    options = (
+        click.option("--host", default="", help=every, show_default=False),
+        click.option("--interface", default=None, help='Network interface to listen on, such as "eth0" or "ib0".'),
+        click.option("--protocol", type=choice, default=None, help=protocol, show_default=False),
+        tls_options,
+        click.option("--pid-file", "pid_path", default=None, help="File to write the process id to."),
+    )
+
+    def add(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
 def preload_options(*names: str) -> Callable[[F], F]:
     """``--preload`` and the like, and the ``PRELOAD_ARGV`` behind the options."""
     texts = {"--preload": "it", "--preload-nanny": "each nanny"}

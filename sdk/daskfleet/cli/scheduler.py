@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,13 +19,16 @@ from daskfleet.cli.common import (
     preload_options,
     run,
     security,
+    server_options,
     set_up_logging,
-    tls_options,
     version_option,
 )
 from daskfleet.cli.common import seconds as _seconds
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.security import Security, new_token
+
+if TYPE_CHECKING:
+    from daskfleet.scheduler.server import Scheduler
 
 logger = logging.getLogger("daskfleet.scheduler")
 
@@ -77,20 +80,10 @@ def serve_jupyter(scheduler: Any, guard: Security) -> None:
 
 
 @click.command(name="dask-scheduler", context_settings={"show_default": True, "ignore_unknown_options": True})
-@click.option("--host", default="", help="Address to listen on.  [default: every interface]", show_default=False)
 @click.option("--port", type=click.IntRange(0, 65535), default=8786, help="Port to listen on, 0 for any free one.")
-@click.option("--interface", default=None, help='Network interface to listen on, such as "eth0" or "ib0".')
-@click.option(
-    "--protocol",
-    type=click.Choice(["tcp", "tls", "unix"]),
-    default=None,
-    help="unix is for this machine alone.  [default: tcp, or tls when certificates are given]",
-    show_default=False,
-)
-@tls_options
+@server_options("unix is for this machine alone.  [default: tcp, or tls when certificates are given]")
 @click.option("--dashboard-address", default=":8787", help="Address of the HTTP server.")
 @click.option("--dashboard/--no-dashboard", default=True, help="Serve the dashboard, metrics and API over HTTP.")
-@click.option("--pid-file", "pid_path", default=None, help="File to write the process id to.")
 @click.option("--scheduler-file", default=None, help="File to write the address to, for workers and clients to read.")
 @click.option("--idle-timeout", default=None, help='End after so long without work, such as "10 minutes".')
 @click.option("--dashboard-prefix", default="", help="Path before the dashboard's, such as /dask, behind a proxy.")
@@ -101,83 +94,79 @@ def serve_jupyter(scheduler: Any, guard: Security) -> None:
 @click.option("--use-xheaders", default=False, hidden=True, expose_value=False)  # our pages' links are relative
 @preload_options("--preload")
 @version_option
-def main(
-    host: str,
-    port: int,
-    interface: str | None,
-    protocol: str | None,
-    tls_ca_file: str | None,
-    tls_cert: str | None,
-    tls_key: str | None,
-    dashboard_address: str,
-    dashboard: bool,
-    pid_path: str | None,
-    scheduler_file: str | None,
-    idle_timeout: str | None,
-    dashboard_prefix: str,
-    jupyter: bool,
-    preload: tuple[str, ...],
-    preload_argv: tuple[str, ...],
-) -> None:
+def main(**options: Any) -> None:
     """Start a Dask scheduler. Workers and clients connect to the address that it logs.
 
     PRELOAD_ARGV goes to a preload whose dask_setup is a click command.
     """
-    from daskfleet.scheduler.server import Scheduler
-    from daskfleet.scheduler_file import write
-
     set_up_logging()
-    check_argv(preload_argv, preload)
+    check_argv(options["preload_argv"], options["preload"])
     try:
-        guard = security("scheduler", tls_ca_file, tls_cert, tls_key)
-        if scheduler_file:
-            port = renew(scheduler_file, guard, port)
-        if jupyter and not dashboard:
-            raise ValueError("--jupyter needs the dashboard, below which it is served")
-        scheduler = Scheduler(
-            host=host,
-            port=port,
-            interface=interface,
-            protocol=protocol or ("tls" if guard.encrypted else "tcp"),
-            dashboard_address=dashboard_address if dashboard else None,
-            security=guard,
-            idle_timeout=_seconds("--idle-timeout", idle_timeout),
-            preload=preload or None,
-            preload_argv=preload_argv,
-        )
+        scheduler, guard = _scheduler(options)
     except ValueError as error:
         fail(error)
+    with pid_file(options["pid_path"]):
+        run(lambda stop: serve(stop, scheduler, guard, options))
 
-    async def serve(stop: asyncio.Event) -> int:
-        try:
-            await scheduler.start()
-            if scheduler.http is not None:
-                scheduler.http.mounts.prefix = "/" + prefix if (prefix := dashboard_prefix.strip("/")) else ""
-            if jupyter:
-                serve_jupyter(scheduler, guard)
-            if scheduler_file:
-                write(scheduler_file, scheduler.identity(), guard)
-        except (OSError, ValueError, DaskfleetError) as error:
-            fail(error)
-        logger.info("  Scheduler at: %25s", scheduler.address)
-        if scheduler.dashboard_port:
-            shown = scheduler.address.partition("://")[2].rpartition(":")[0]
-            logger.info(
-                "  dashboard at: %25s",
-                f"http://{shown}:{scheduler.dashboard_port}{scheduler.http.mounts.prefix}/status",
-            )
-        if not guard.token and not guard.encrypted:
-            logger.warning(
-                "No token: whoever reaches this port can run code here. Set DASKFLEET_TOKEN for scheduler, workers and "
-                "clients, or use --scheduler-file, to close it."
-            )
-        await first(stop.wait(), scheduler.finished())
-        await scheduler.close("the scheduler was told to stop")
-        logger.info("Stopped")
-        return 0
 
-    with pid_file(pid_path):
-        run(serve)
+def _scheduler(options: dict[str, Any]) -> tuple[Scheduler, Security]:
+    """The scheduler of these options, not started, and what guards it."""
+    from daskfleet.scheduler.server import Scheduler
+
+    guard = security("scheduler", options["tls_ca_file"], options["tls_cert"], options["tls_key"])
+    port = options["port"]
+    if options["scheduler_file"]:
+        port = renew(options["scheduler_file"], guard, port)
+    if options["jupyter"] and not options["dashboard"]:
+        raise ValueError("--jupyter needs the dashboard, below which it is served")
+    scheduler = Scheduler(
+        host=options["host"],
+        port=port,
+        interface=options["interface"],
+        protocol=options["protocol"] or ("tls" if guard.encrypted else "tcp"),
+        dashboard_address=options["dashboard_address"] if options["dashboard"] else None,
+        security=guard,
+        idle_timeout=_seconds("--idle-timeout", options["idle_timeout"]),
+        preload=options["preload"] or None,
+        preload_argv=options["preload_argv"],
+    )
+    return scheduler, guard
+
+
+async def serve(stop: asyncio.Event, scheduler: Scheduler, guard: Security, options: dict[str, Any]) -> int:
+    """Run the scheduler until it ends or `stop` is set; the exit status."""
+    from daskfleet.scheduler_file import write
+
+    try:
+        await scheduler.start()
+        if scheduler.http is not None:
+            prefix = options["dashboard_prefix"].strip("/")
+            scheduler.http.mounts.prefix = f"/{prefix}" if prefix else ""
+        if options["jupyter"]:
+            serve_jupyter(scheduler, guard)
+        if options["scheduler_file"]:
+            write(options["scheduler_file"], scheduler.identity(), guard)
+    except (OSError, ValueError, DaskfleetError) as error:
+        fail(error)
+    _announce(scheduler, guard)
+    await first(stop.wait(), scheduler.finished())
+    await scheduler.close("the scheduler was told to stop")
+    logger.info("Stopped")
+    return 0
+
+
+def _announce(scheduler: Scheduler, guard: Security) -> None:
+    """Log where it is, and whether it is open to everyone."""
+    logger.info("  Scheduler at: %25s", scheduler.address)
+    if scheduler.http is not None and scheduler.dashboard_port:
+        host = scheduler.address.partition("://")[2].rpartition(":")[0]
+        page = f"http://{host}:{scheduler.dashboard_port}{scheduler.http.mounts.prefix}/status"
+        logger.info("  dashboard at: %25s", page)
+    if not guard.token and not guard.encrypted:
+        logger.warning(
+            "No token: whoever reaches this port can run code here. Set DASKFLEET_TOKEN for scheduler, workers and "
+            "clients, or use --scheduler-file, to close it."
+        )
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from daskfleet.cli.common import (
     preload_options,
     run,
     security,
+    server_options,
     set_up_logging,
-    tls_options,
     version_option,
 )
 from daskfleet.cli.common import seconds as _seconds
@@ -78,23 +78,19 @@ def how_many(nworkers: str) -> int:
 
 @click.command(name="dask-worker", context_settings={"show_default": True, "ignore_unknown_options": True})
 @click.argument("scheduler", required=False)
-@tls_options
+@server_options("The scheduler's by default.")
 @click.option("--worker-port", type=Ports(), default=0, help="Port, or lo:hi for the first free one of a range.")
 @click.option("--dashboard-address", default=":0", help="Address of the worker's HTTP server.")
 @click.option("--dashboard/--no-dashboard", default=False, help="Serve health and metrics over HTTP.")
 @click.option("--dashboard-prefix", default=None, help="Path before the HTTP server's, such as /w1, behind a proxy.")
 @click.option("--listen-address", default=None, help="Address to listen on, such as tcp://0.0.0.0:9000.")
 @click.option("--contact-address", default=None, help="Address under which others reach the worker, if it differs.")
-@click.option("--host", default="", help="Address to listen on.  [default: every interface]", show_default=False)
-@click.option("--interface", default=None, help='Network interface to listen on, such as "eth0" or "ib0".')
-@click.option("--protocol", type=click.Choice(["tcp", "tls", "unix"]), default=None, help="The scheduler's by default.")
 @click.option("--scheduler-sni", default=None, help="Name to ask for under TLS, if a proxy routes by it.")
 @click.option("--nthreads", type=click.IntRange(1), default=None, help="Threads of each; by default all processors.")
 @click.option("--nworkers", "--nprocs", default="1", help="Workers: a number, auto, or -1 for one a processor.")
 @click.option("--name", default=None, help="Name of the worker; with several, they get -0, -1, … behind it.")
 @click.option("--memory-limit", default="auto", help='For each worker: bytes, a fraction, "5GB", auto, or 0 for none.')
 @click.option("--nanny/--no-nanny", default=True, help="Run each worker in a process that is started anew if it dies.")
-@click.option("--pid-file", "pid_path", default=None, help="File to write the process id to.")
 @click.option("--local-directory", default=None, help="Folder for temporary files.")
 @click.option("--resources", type=Resources(), default=None, help='Amounts of abstract resources: "GPU=2 MEM=10e9".')
 @click.option("--scheduler-file", default=None, help="File that the scheduler has written its address to.")
