@@ -89,7 +89,8 @@ async def test_all_of_a_cluster_goes_through_the_proxy_of_the_kubeconfig_and_sur
     async with KubeCluster(name="c", namespace=namespace, n_workers=1, asynchronous=True) as cluster:
         async with cluster.get_client() as client:
             said: list[tuple[str, str]] = []
-            following = asyncio.ensure_future(collect(follow_logs(await Api.connect(), namespace, "c"), said))
+            api = await Api.connect()
+            following = asyncio.ensure_future(collect(follow_logs(api, namespace, "c"), said))
             kept = await client.scatter([1, 2, 3])
             assert await client.submit(sum, kept) == 6
             seen = proxy.tunnels
@@ -100,20 +101,19 @@ async def test_all_of_a_cluster_goes_through_the_proxy_of_the_kubeconfig_and_sur
             assert await client.gather(kept) == [1, 2, 3]
             assert await client.submit(sum, [4, 5]) == 9
             assert proxy.tunnels > seen
-        [pod] = cluster.requested
         await cluster.scale(0)
         async with asyncio.timeout(30):
             while cluster.plan:  # its watches go on as well
                 await asyncio.sleep(0.05)
-            while not any(
-                pod in line for name, line in said if name != pod
-            ):  # and followed logs: what it said of its end
-                await asyncio.sleep(0.05)
-        logs = await cluster.get_logs(cluster=False, workers=False)
-        [(scheduler, log)] = logs.items()
-        heard = [line for name, line in said if name == scheduler]
-        assert heard == log.splitlines()[: len(heard)]  # none twice, none missing
+
+            async def heard_all():
+                [(scheduler, log)] = (await cluster.get_logs(cluster=False, workers=False)).items()
+                return [line for name, line in said if name == scheduler] == log.splitlines()
+
+            while not await heard_all():  # and so do followed logs, with no line twice and none missing
+                await asyncio.sleep(0.1)
         following.cancel()
+        await api.close()
 
 
 def test_contexts_are_chosen_by_name_with_their_own_users_and_namespaces(

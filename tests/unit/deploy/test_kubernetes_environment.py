@@ -137,6 +137,35 @@ def test_what_cannot_be_installed_says_so_and_is_tried_again(install_here):
     assert done.stderr.endswith("the environment cannot be installed: pip says why above\n")
 
 
+# In conda's place, which is in no package index but its own: takes its command line and leaves a prefix as it does.
+MICROMAMBA = """#!/bin/sh
+[ "$1 $2 $3 $4 $6" = "env create --yes --prefix --file" ] || exit 2
+mkdir -p "$5/conda-meta" "$5/lib" && . "$7"
+"""
+PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (PYTHON, ""),
+        ("python3.7", f"it has python3.7, and the image's workers run {PYTHON}"),
+        ("", f"it has no Python, and the image's workers run {PYTHON}"),
+        ("exit 1", "micromamba says why above"),
+    ],
+)
+def test_a_conda_environment_is_used_if_it_has_the_images_python(install_here, tmp_path, monkeypatch, made, why):
+    (tmp_path / "micromamba").write_text(MICROMAMBA)
+    (tmp_path / "micromamba").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    packages = f'"$5/lib/{made}/site-packages"'
+    script = f"mkdir -p {packages}; echo 'name = \"blue\"' > {packages}/colour.py" if made.startswith("py") else made
+    done, target = install_here(script, "environment.yml")
+    assert (done.returncode, (target / "complete").exists()) == ((1, False) if why else (0, True)), done.stderr
+    assert why in done.stderr
+    assert why or "blue" in (target / "site" / "colour.py").read_text()
+
+
 def test_a_conda_environment_needs_an_image_with_conda(install_here, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     done, _ = install_here("dependencies: [numpy]\n", "environment.yml")

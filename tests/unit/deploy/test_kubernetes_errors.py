@@ -67,6 +67,14 @@ def test_one_death_may_be_an_accident_and_three_are_none():
     assert third.pod == "p" and third.previous and "exit code 1" in third.sentence
 
 
+def test_a_container_that_runs_again_has_recovered_but_an_init_container_has_not():
+    again = pod(last={"exitCode": 1, "message": "no such package"}, restarts=1)
+    assert pod_problem(again) is None
+    [container] = again["status"].pop("containerStatuses")
+    again["status"]["initContainerStatuses"] = [{**container, "name": "environment"}]
+    assert "its initContainer environment ended with exit code 1: no such package" in pod_problem(again).sentence
+
+
 def test_a_command_that_the_image_lacks_is_certain_at_once():
     message = 'exec: "dask-schedule": executable file not found in $PATH: unknown'
     ended = {"exitCode": 128, "reason": "StartError", "message": message}

@@ -57,10 +57,9 @@ class Problem:
 def pod_problem(pod: dict[str, Any]) -> Problem | None:
     """What keeps `pod` from running, or None when it runs or is merely starting."""
     name, status = pod["metadata"]["name"], pod.get("status") or {}
-    for kind in ("initContainer", "container"):
-        for container in status.get(f"{kind}Statuses") or []:
-            what = f"its {kind} {container['name']}" if kind == "initContainer" else "its container"
-            if problem := _container_problem(name, container, what):
+    for init, kind in ((True, "initContainerStatuses"), (False, "containerStatuses")):
+        for container in status.get(kind) or []:
+            if problem := _container_problem(name, container, init):
                 return problem
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
@@ -71,7 +70,8 @@ def pod_problem(pod: dict[str, Any]) -> Problem | None:
     return None
 
 
-def _container_problem(pod: str, container: dict[str, Any], what: str) -> Problem | None:
+def _container_problem(pod: str, container: dict[str, Any], init: bool) -> Problem | None:
+    what = f"its initContainer {container['name']}" if init else "its container"
     state = container.get("state") or {}
     waiting, terminated = state.get("waiting") or {}, state.get("terminated") or {}
     reason, message = waiting.get("reason") or "", " ".join(str(waiting.get("message") or "").split())
@@ -79,7 +79,8 @@ def _container_problem(pod: str, container: dict[str, Any], what: str) -> Proble
         certain = reason in ("ErrImageNeverPull", "InvalidImageName") or _mentions(message, _NO_SUCH_IMAGE)
         return Problem(f"pod {pod}: {reason}: image {container.get('image')!r} cannot be pulled: {message}", certain)
     ended = terminated or (container.get("lastState") or {}).get("terminated") or {}
-    if reason == "CrashLoopBackOff" or terminated.get("exitCode"):
+    # one that runs again has recovered, but for an init container, which has not until it ends well
+    if reason == "CrashLoopBackOff" or (ended if init else terminated).get("exitCode"):
         how = f"exit code {ended.get('exitCode')}" + (f", {ended['reason']}" if ended.get("reason") else "")
         said = " ".join(str(ended.get("message") or "").split())
         deaths = int(container.get("restartCount") or 0) + (1 if terminated else 0)

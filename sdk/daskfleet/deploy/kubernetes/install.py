@@ -49,10 +49,10 @@ def install_by_conda(target: Path, content: str) -> None:
         [str(program), "env", "create", "--yes", "--prefix", str(target), "--file", str(described)]
     ).returncode:
         fail(f"{program} says why above")
-    packages = next((target / "lib").glob("python*/site-packages"))
-    own = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if packages.parent.name != f"python{own}":
-        fail(f"it has {packages.parent.name}, and the image's workers run python{own}")
+    packages = next((target / "lib").glob("python*/site-packages"), None)
+    own = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    if packages is None or packages.parent.name != own:
+        fail(f"it has {packages.parent.name if packages else 'no Python'}, and the image's workers run {own}")
     (target / "site").symlink_to(packages.relative_to(target))
 
 
