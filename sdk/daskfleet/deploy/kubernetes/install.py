@@ -16,9 +16,10 @@ import sys
 import venv
 import zlib
 from pathlib import Path
+from typing import NoReturn
 
 
-def fail(reason: str) -> None:
+def fail(reason: str) -> NoReturn:
     """End with a sentence for whoever reads the log."""
     sys.exit(f"the environment cannot be installed: {reason}")
 
