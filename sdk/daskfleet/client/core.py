@@ -284,7 +284,9 @@ class Core(Link):
         port = self._info.get("dashboard")
         if not port or self._scheduler is None:
             return ""
-        host = self._scheduler.peer.rpartition(":")[0]
+        target = parse_address(self._target)  # the name that was given, where there is one: proxies may know no other
+        where = str(target).partition("://")[2] if target.scheme in ("tcp", "tls") else self._scheduler.peer
+        host = where.rpartition(":")[0]
         return config.dashboard_link(f"http://{host}:{port}")
 
     # Talking to the scheduler --------------------------------------------------------------------------------------
