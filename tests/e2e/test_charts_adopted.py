@@ -147,7 +147,7 @@ async def test_dask_labextensions_panel_makes_scales_adapts_and_ends_clusters(
 STARTING = """
 from daskfleet import KubeCluster
 try:
-    KubeCluster(name="c", image="nosuch/image:1", resource_timeout=4)
+    KubeCluster(name="c", image="nosuch/image:1", resource_timeout=5)
 except Exception as error:
     print(error)
 """
