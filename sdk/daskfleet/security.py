@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import ssl
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +144,8 @@ def new_token() -> str:
 
 def _self_signed() -> tuple[str, str]:
     """A certificate and its key, as PEM text."""
+    from datetime import UTC, datetime, timedelta
+
     try:
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 Bytes = bytes | bytearray | memoryview
@@ -57,6 +56,12 @@ CODECS = {
 }
 
 
+def _installed(codec: Codec) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(codec.module.partition(".")[0]) is not None
+
+
 def offered(setting: Any) -> tuple[str, ...]:
     """The codecs that this end may use by its configuration: a name, ``"auto"`` for the fast ones there are, or none.
 
@@ -68,10 +73,10 @@ def offered(setting: Any) -> tuple[str, ...]:
     if setting in (None, False, "", "none", "None"):
         return ()
     if setting == "auto":
-        return tuple(name for name, codec in CODECS.items() if name != "zlib" and find_spec(codec.module.split(".")[0]))
+        return tuple(name for name, codec in CODECS.items() if name != "zlib" and _installed(codec))
     if setting not in CODECS:
         raise ValueError(f"distributed.comm.compression {setting!r}: expected auto, {', '.join(CODECS)} or false")
-    if not find_spec(CODECS[setting].module.split(".")[0]):
+    if not _installed(CODECS[setting]):
         raise ValueError(f"distributed.comm.compression {setting!r}: {CODECS[setting].module} is not installed here")
     return (str(setting),)
 
