@@ -26,9 +26,10 @@ def upstream(operator_in_cluster, tmp_path_factory):
 SCRIPT = """
 import urllib.request
 from daskfleet import KubeCluster
-with KubeCluster(name="c", namespace={namespace!r}, image={image!r}, engine="dask", n_workers=1) as cluster:
+with KubeCluster(name="c", namespace={namespace!r}, image={image!r}, engine="dask", n_workers=1, tls=True) as cluster:
     with cluster.get_client() as client:
         assert type(client).__module__ == "distributed.client", type(client)
+        assert all(address.startswith("tls://") for address in client.scheduler_info()["workers"])
         assert client.gather(client.map(lambda x: x + 1, range(10))) == list(range(1, 11))
         cluster.scale(3)
         cluster.wait_for_workers(3, timeout=60)
