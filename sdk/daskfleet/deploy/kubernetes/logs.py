@@ -8,7 +8,7 @@ comes twice is dropped. Pods that come later are followed as well, and the end i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from daskfleet.deploy.cluster import Log, Logs
@@ -92,46 +92,57 @@ async def follow_logs(
     """
     if not scheduler and not workers:
         return
-    pods = resource_path("pods", namespace)
-    said: asyncio.Queue[tuple[str, str] | Exception | None] = asyncio.Queue(1000)
-    tasks: dict[str, asyncio.Task[None]] = {}
-
-    async def follow(pod: Mapping[str, Any]) -> None:
-        name = pod["metadata"]["name"]
-        async for line in _follow_pod(api, f"{pods}/{name}/log", _container(pod), lines):
-            await said.put((name, line))
-
-    async def watch() -> None:
-        there: set[str] = set()
-        async for event in api.watch(pods, labels=_selector(cluster, layout, scheduler, workers)):
-            if event.type == "SYNCED":
-                continue
-            name = event.object["metadata"]["name"]
-            if event.type != "DELETED":
-                there.add(name)
-                if name not in tasks:
-                    tasks[name] = asyncio.ensure_future(telling(follow(event.object)))
-                continue
-            there.discard(name)
-            if not there and all(found.name != cluster for found in await list_clusters(api, namespace)):
-                await asyncio.wait(tasks.values())
-                return await said.put(None)
-
-    async def telling(doing: Coroutine[Any, Any, None]) -> None:
-        try:
-            await doing
-        except Exception as error:  # whoever reads is to get it
-            await said.put(error)
-
-    watching = asyncio.ensure_future(telling(watch()))
+    following = _Following(api, namespace, cluster, lines)
+    watching = asyncio.ensure_future(following.watch(_selector(cluster, layout, scheduler, workers)))
     try:
-        while (item := await said.get()) is not None:
+        while (item := await following.said.get()) is not None:
             if isinstance(item, Exception):
                 raise item
             yield item
     finally:
-        for task in (watching, *tasks.values()):
+        for task in (watching, *following.tasks.values()):
             task.cancel()
+
+
+class _Following:
+    """A task for each pod of a cluster, all of which put into one queue: lines, what went wrong, or None at the end."""
+
+    def __init__(self, api: Api, namespace: str, cluster: str, lines: int | None) -> None:
+        self._api, self._namespace, self._cluster, self._lines = api, namespace, cluster, lines
+        self._pods = resource_path("pods", namespace)
+        self.said: asyncio.Queue[tuple[str, str] | Exception | None] = asyncio.Queue(1000)
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def watch(self, selector: str) -> None:
+        """Follow the pods that there are and those that come."""
+        there: set[str] = set()
+        try:
+            async for event in self._api.watch(self._pods, labels=selector):
+                if event.type == "SYNCED":
+                    continue
+                name = event.object["metadata"]["name"]
+                if event.type != "DELETED":
+                    there.add(name)
+                    if name not in self.tasks:
+                        self.tasks[name] = asyncio.ensure_future(self._follow(event.object))
+                    continue
+                there.discard(name)
+                if not there and await self._gone():
+                    await asyncio.wait(self.tasks.values())
+                    return await self.said.put(None)
+        except Exception as error:  # whoever reads is to get it
+            await self.said.put(error)
+
+    async def _gone(self) -> bool:
+        return all(found.name != self._cluster for found in await list_clusters(self._api, self._namespace))
+
+    async def _follow(self, pod: Mapping[str, Any]) -> None:
+        name = pod["metadata"]["name"]
+        try:
+            async for line in _follow_pod(self._api, f"{self._pods}/{name}/log", _container(pod), self._lines):
+                await self.said.put((name, line))
+        except Exception as error:
+            await self.said.put(error)
 
 
 async def _follow_pod(api: Api, path: str, container: str, lines: int | None) -> AsyncGenerator[str]:
