@@ -78,7 +78,7 @@ class Retirement:
                 return False
             raise
         self._store.changed(WORKERGROUP, answer)
-        if answer["status"].get("retired") != record:  # definitions of an earlier version drop it
+        if (answer.get("status") or {}).get("retired") != record:  # definitions of an earlier version drop it
             await asyncio.gather(*(self._mark_one(key, pod) for pod in action.pods))
         return True
 
