@@ -187,3 +187,13 @@ def test_sigterm_ends_the_nanny_s_worker_too(command: Any, scheduler: Any) -> No
     assert worker.stop() == 0
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_container_that_is_ended_as_it_starts_does_not_come_up() -> None:
+    """The kernel keeps signals without a handler from process 1: one that was sent too early is as if never sent."""
+    script = "import daskfleet.cli, os, signal; os.kill(1, signal.SIGTERM); print('came up')"
+    space = ["unshare", "--pid", "--fork", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    if subprocess.run([*space, "true"], capture_output=True, timeout=30).returncode:
+        pytest.skip("this account may have no processes 1")
+    done = subprocess.run([*space, sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
