@@ -140,7 +140,7 @@ class SchedulerState(Clients):
         worker.status = CLOSING
         exact = not expected and len(worker.processing) <= worker.nthreads
         processing = [*worker.long_running, *worker.processing]
-        made = [] if processing or not exact else self._last_made(worker)
+        made = self._last_made(worker) if exact and not processing and self.short_of_memory else []
         for ts in made:
             self.acquitted.setdefault(ts, 0)  # to be a suspect when it runs again
         for ts in list(worker.data):
@@ -180,6 +180,7 @@ class SchedulerState(Clients):
         those for want of `memory` the result that was made last is the cause as well, if nothing was running, and it
         does not exonerate a task that it has finished since.
         """
+        self.short_of_memory = self.short_of_memory or memory
         worker, accused, made = self.unexplained.pop(name, (None, (), ()))
         for ts in [*accused, *made] if memory else accused:
             blame = self.acquitted if memory and ts in self.acquitted else self.suspects

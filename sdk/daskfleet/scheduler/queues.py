@@ -73,6 +73,7 @@ class Queues:
         #: Those that have finished since. They are suspects again when they have to run again: or a worker that is too
         #: small for all results would die, compute what it has lost, and die again, of another of them each time.
         self.acquitted: dict[TaskState, int] = {}
+        self.short_of_memory = False  # whether a worker has died for want of it: only then is that remembered
         self._cautious = Line()
         self._touched: dict[WorkerState | ClientState, None] = {}
         self._steals = STEALS

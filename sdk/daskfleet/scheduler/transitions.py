@@ -136,7 +136,7 @@ class Transitions(Queues):
         """The data of `ts` is there, on `worker` or here: whoever waited for it may go on, and its inputs may go."""
         active = ts.state in (WAITING, QUEUED, PROCESSING, NO_WORKER)
         self._enter(ts, MEMORY)
-        if self.suspects and (blame := self.suspects.pop(ts, None)) is not None:
+        if self.suspects and (blame := self.suspects.pop(ts, None)) is not None and self.short_of_memory:
             self.acquitted[ts] = blame
         ts.nbytes, ts.type = size, kind and sys.intern(kind)
         options = ts.options
