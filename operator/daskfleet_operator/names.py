@@ -28,7 +28,7 @@ SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 ISTIO = "sidecar.istio.io/inject"
 NOT_HANDED_DOWN = ("kopf.zalando.org", "kubectl.kubernetes.io", OURS)
 
-TLS_VOLUME = "daskfleet-tls"
+TLS_AUTHORITY_ENV = "DASK_DISTRIBUTED__COMM__TLS__CA_FILE"
 TOKEN_KEY = "token"
 TOKEN_ENV = "DASKFLEET_TOKEN"
 TOKEN_HEADER = "X-Daskfleet-Token"  # for the scheduler, where a proxy keeps `Authorization` for itself

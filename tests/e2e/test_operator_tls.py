@@ -13,6 +13,7 @@ from daskfleet import Client, KubeCluster, Security
 sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from operator_bed import Namespace, eventually
 
+AUTHORITY = "DASK_DISTRIBUTED__COMM__TLS__CA_FILE"
 SMALL = {"requests": {"cpu": "20m", "memory": "128Mi"}}
 
 
@@ -21,13 +22,13 @@ def test_work_under_certificates_and_while_they_change(operator_in_cluster: Any,
     lab = Namespace(operator_in_cluster, namespace)
 
     def secrets() -> set[str]:
-        """Those that the pods which are there have mounted."""
+        """Those that the pods which are there have their certificates from."""
         pods = [pod for pod in lab.items("pods") if "deletionTimestamp" not in pod["metadata"]]
-        volumes = [volume for pod in pods for volume in pod["spec"]["volumes"] if volume["name"] == "daskfleet-tls"]
-        assert len(volumes) == len(pods)
-        return {volume["secret"]["secretName"] for volume in volumes}
+        variables = [item for pod in pods for item in pod["spec"]["containers"][0]["env"] if item["name"] == AUTHORITY]
+        assert len(variables) == len(pods)
+        return {item["valueFrom"]["secretKeyRef"]["name"] for item in variables}
 
-    with KubeCluster(name="shut", namespace=namespace, n_workers=2, resources=SMALL, tls=True) as cluster:
+    with KubeCluster(name="shut", namespace=namespace, n_workers=2, resources=SMALL) as cluster:
         assert cluster.scheduler_address.startswith("tls://")
         with cluster.get_client() as client:
             cluster.wait_for_workers(2, timeout=60)

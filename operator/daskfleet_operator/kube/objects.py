@@ -195,8 +195,11 @@ def _labels_of(deployment: Json) -> dict[str, str]:
 
 
 def _tls_secret(deployment: Json) -> str:
-    volumes = deployment["spec"]["template"]["spec"].get("volumes") or ()
-    return next((str(item["secret"]["secretName"]) for item in volumes if item["name"] == names.TLS_VOLUME), "")
+    for container in deployment["spec"]["template"]["spec"].get("containers") or ():
+        for item in container.get("env") or ():
+            if item["name"] == names.TLS_AUTHORITY_ENV and "secretKeyRef" in (source := item.get("valueFrom") or {}):
+                return str(source["secretKeyRef"]["name"])
+    return ""
 
 
 def _number(text: str | None) -> int:

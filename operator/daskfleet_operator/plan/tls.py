@@ -6,7 +6,9 @@ templates name it, the pods roll as after any edit: workers first and with drain
 understand each other meanwhile, as the new authority is also signed by the old one, which the new processes still
 trust. What leaked is thus shut out by the second of two rotations.
 
-The variables are distributed's own, so that upstream's engine takes them as well as the bundled one.
+The variables are distributed's own, so that upstream's engine takes them as well as the bundled one; both take the
+text of a certificate where they take its path. It is text here: a volume would keep each pod waiting for the kubelet's
+next look at what is mounted.
 """
 
 from __future__ import annotations
@@ -16,15 +18,14 @@ from daskfleet_operator.kube.kinds import CLUSTER, Json
 from daskfleet_operator.plan import templates
 from daskfleet_operator.plan.model import Action, EnsureTls, Key, Observed
 
-FOLDER = "/etc/daskfleet/tls"
-FILES = ("ca.crt", "tls.crt", "tls.key")
 PREFIX = "DASK_DISTRIBUTED__COMM__"
-VARIABLES = (
-    {f"{PREFIX}TLS__CA_FILE": f"{FOLDER}/ca.crt"}
-    | {f"{PREFIX}TLS__{role}__CERT": f"{FOLDER}/tls.crt" for role in ("SCHEDULER", "WORKER", "CLIENT")}
-    | {f"{PREFIX}TLS__{role}__KEY": f"{FOLDER}/tls.key" for role in ("SCHEDULER", "WORKER", "CLIENT")}
-    | {f"{PREFIX}REQUIRE_ENCRYPTION": "true", f"{PREFIX}DEFAULT_SCHEME": "tls"}
+#: Variables, and the keys in the Secret that they take their values from. The authority's own key is for no pod.
+SECRETS = (
+    {names.TLS_AUTHORITY_ENV: "ca.crt"}
+    | {f"{PREFIX}TLS__{role}__CERT": "tls.crt" for role in ("SCHEDULER", "WORKER", "CLIENT")}
+    | {f"{PREFIX}TLS__{role}__KEY": "tls.key" for role in ("SCHEDULER", "WORKER", "CLIENT")}
 )
+SETTINGS = {f"{PREFIX}REQUIRE_ENCRYPTION": "true", f"{PREFIX}DEFAULT_SCHEME": "tls"}
 
 
 def secret_name(cluster: Json) -> str | None:
@@ -62,11 +63,11 @@ def with_tls(spec: Json, cluster: Json) -> Json:
     name = secret_name(cluster)
     if name is None:
         return spec
-    spec = templates.with_env(spec, *({"name": variable, "value": value} for variable, value in VARIABLES.items()))
-    items = [{"key": file, "path": file} for file in FILES]  # not the authority's key
-    volume = {"name": names.TLS_VOLUME, "secret": {"secretName": name, "items": items}}
-    spec["volumes"] = [*(spec.get("volumes") or ()), volume]
-    for container in (*(spec.get("initContainers") or ()), *spec["containers"]):
-        mounts = container.get("volumeMounts") or ()
-        container["volumeMounts"] = [*mounts, {"name": names.TLS_VOLUME, "mountPath": FOLDER, "readOnly": True}]
-    return spec
+    return templates.with_env(
+        spec,
+        *({"name": variable, "value": value} for variable, value in SETTINGS.items()),
+        *(
+            {"name": variable, "valueFrom": {"secretKeyRef": {"name": name, "key": key}}}
+            for variable, key in SECRETS.items()
+        ),
+    )

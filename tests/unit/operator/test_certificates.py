@@ -34,17 +34,15 @@ def test_every_container_finds_its_certificates_and_a_tls_address() -> None:
     made = groups.named(groups.worker_pod(KEY, c, group(), "cluster.local"), "w")["spec"]
     seen = (made, scheduler.deployment(KEY, c)["spec"]["template"]["spec"])
     for spec in seen:
-        (volume,) = spec["volumes"]
-        assert volume["secret"]["secretName"] == FIRST
-        assert "ca.key" not in {item["key"] for item in volume["secret"]["items"]}
-        assert spec["containers"][0]["volumeMounts"][0]["mountPath"] == "/etc/daskfleet/tls"
-        assert variables(spec["containers"][0])["DASK_DISTRIBUTED__COMM__TLS__CA_FILE"] == "/etc/daskfleet/tls/ca.crt"
+        sources = [item.get("valueFrom", {}).get("secretKeyRef") for item in spec["containers"][0]["env"]]
+        keys = {source["key"] for source in sources if source and source["name"] == FIRST}
+        assert keys == {"ca.crt", "tls.crt", "tls.key"}  # and not the authority's
     assert variables(made["containers"][0])["DASK_SCHEDULER_ADDRESS"].startswith("tls://c-scheduler.lab.svc")
 
 
 def test_without_tls_nothing_is_added() -> None:
     made = groups.worker_pod(KEY, cluster(), group(), "cluster.local")["spec"]
-    assert "volumes" not in made and "volumeMounts" not in made["containers"][0]
+    assert not any("__TLS__" in name for name in variables(made["containers"][0]))
     assert tls.plan_tls(observed(), cluster()) == []
 
 

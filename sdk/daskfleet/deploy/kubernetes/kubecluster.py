@@ -89,7 +89,8 @@ class KubeCluster(ConnectedCluster):
         ``{"hostPath": {"path": "/var/cache/daskfleet"}}`` for once on each node, where pods may use that, or
         ``{"persistentVolumeClaim": {"claimName": ...}}``.
     tls
-        Encrypt all connections by certificates of the cluster's own. Of a cluster that exists it is found out.
+        Encrypt all connections by certificates of the cluster's own; what ``kubernetes.tls`` says, else True with our
+        engine and False with upstream's. Of a cluster that exists it is found out.
     loop, asynchronous, quiet
         As in `daskfleet.deploy.cluster.Cluster`.
     context
@@ -130,7 +131,7 @@ class KubeCluster(ConnectedCluster):
         engine: str | None = None,
         environment: str | Path | None = None,
         environment_cache: Mapping[str, Any] | None = None,
-        tls: bool = False,
+        tls: bool | None = None,
         loop: Any = None,
         asynchronous: bool = False,
         quiet: bool = False,
@@ -173,7 +174,7 @@ class KubeCluster(ConnectedCluster):
             jupyter,
             self.engine,
             **self._environment,
-            tls=bool(configured("tls", tls or None, False)),
+            tls=configured("tls", tls, None),
         )
         self._spec.setdefault("metadata", {})["name"] = self.name
         if not self._asynchronous:

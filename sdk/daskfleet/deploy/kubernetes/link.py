@@ -196,12 +196,10 @@ class Link:
         token: str | None = entry.get("value") or None
         if reference := (entry.get("valueFrom") or {}).get("secretKeyRef"):
             token = (await self._secret(reference["name"]))[reference["key"]]
-        files = _certificate_files(pod)
-        if files is None:
-            return token, {}
-        secret = await self._secret(files.secret)
-        own = {"tls_client_cert": secret[files.certificate], "tls_client_key": secret[files.key]}
-        return token, {"tls_ca_file": secret[files.authority], **own}
+        places = _certificates(pod)
+        secrets = {name: await self._secret(name) for name in {place.secret for place in places}}
+        values = [secrets[place.secret][place.key] for place in places]
+        return token, dict(zip(("tls_ca_file", "tls_client_cert", "tls_client_key"), values, strict=False))
 
     async def _secret(self, name: str) -> dict[str, str]:
         """The content of a Secret, once there is one."""
@@ -358,28 +356,34 @@ class Link:
             raise OSError(f"GET {url}: {error}") from None
 
 
-class CertificateFiles(NamedTuple):
-    """A Secret, and the keys in it under which a pod's certificates are."""
+class SecretKey(NamedTuple):
+    """A value in a Secret."""
 
     secret: str
-    authority: str
-    certificate: str
     key: str
 
 
-def _certificate_files(pod: Object) -> CertificateFiles | None:
-    """Where the certificates of a scheduler's pod come from, told by its variables and volumes; None without TLS."""
-    named = [_variable(pod, TLS_VARIABLE + part) for part in ("CA_FILE", "SCHEDULER__CERT", "SCHEDULER__KEY")]
-    paths = [PurePosixPath(entry["value"]) for entry in named if entry and entry.get("value")]
-    volumes = {
-        volume["name"]: (volume.get("secret") or {}).get("secretName") for volume in pod["spec"].get("volumes") or ()
+def _certificates(pod: Object) -> list[SecretKey]:
+    """Where a scheduler's authority, certificate and key come from; nothing without TLS.
+
+    The operator hands their text over in variables, the chart mounts files that variables name.
+    """
+    folders = {
+        mount["mountPath"]: volume["secret"]["secretName"]
+        for volume in pod["spec"].get("volumes") or ()
+        for container in pod["spec"]["containers"]
+        for mount in container.get("volumeMounts") or ()
+        if mount["name"] == volume["name"] and "secret" in volume
     }
-    for container in pod["spec"]["containers"]:
-        for mount in container.get("volumeMounts") or []:
-            secret = volumes.get(mount["name"])
-            if secret and len(paths) == 3 and all(str(path.parent) == mount["mountPath"] for path in paths):
-                return CertificateFiles(secret, *(path.name for path in paths))
-    return None
+    found = []
+    for part in ("CA_FILE", "SCHEDULER__CERT", "SCHEDULER__KEY"):
+        entry = _variable(pod, TLS_VARIABLE + part) or {}
+        path = PurePosixPath(entry.get("value") or "")
+        if reference := (entry.get("valueFrom") or {}).get("secretKeyRef"):
+            found.append(SecretKey(reference["name"], reference["key"]))
+        elif str(path.parent) in folders:
+            found.append(SecretKey(folders[str(path.parent)], path.name))
+    return found if len(found) == 3 else []
 
 
 def _variable(pod: Object, name: str) -> dict[str, Any] | None:

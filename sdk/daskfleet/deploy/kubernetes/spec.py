@@ -136,7 +136,7 @@ def make_cluster_spec(
     engine: str = "daskfleet",
     environment: str | Path | None = None,
     environment_cache: Mapping[str, Any] | None = None,
-    tls: bool = False,
+    tls: bool | None = None,
 ) -> Spec:
     """A DaskCluster resource.
 
@@ -169,7 +169,7 @@ def make_cluster_spec(
         The source of a volume that pods share, for it to be installed once and not in each pod: such as
         ``{"hostPath": {"path": "/var/cache/daskfleet"}}``, for once on each node.
     tls
-        Encrypt all connections by certificates that the operator makes.
+        Encrypt all connections by certificates that the operator makes; by default, where the engine is ours.
 
     Returns
     -------
@@ -189,7 +189,7 @@ def make_cluster_spec(
         "metadata": {"name": check_name(name)},
         "spec": {
             "idleTimeout": int(idle_timeout),
-            **({"security": {"tls": True}} if tls else {}),
+            "security": {"tls": engine == "daskfleet" if tls is None else bool(tls)},
             "worker": make_worker_spec(
                 image, n_workers, resources, env, worker_command, engine, environment, environment_cache
             ),
