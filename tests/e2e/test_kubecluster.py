@@ -58,7 +58,7 @@ def test_work_on_a_cluster_that_grows_and_shrinks(namespace, get):
         eventually(lambda: len(cluster.scheduler_info["workers"]) == 1 and len(cluster.requested) == 1)
         assert client.gather(kept) == [[i] for i in range(20)]  # handed over by those that went
         shown = repr(cluster)
-        assert shown.startswith("KubeCluster(c, 'tcp://127.0.0.1:") and "workers=1" in shown
+        assert shown.startswith("KubeCluster(c, 'tls://127.0.0.1:") and "workers=1" in shown
     assert cluster.status == "closed"
     assert get("daskclusters") == []
     assert all(pod["metadata"].get("deletionTimestamp") for pod in get("pods"))
