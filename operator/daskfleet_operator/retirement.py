@@ -116,10 +116,12 @@ class Retirement:
         uids = {pod.uid for pod in action.pods}
         again = 0.0
         try:
-            scheduler = self._schedulers.of(self._store.observed(key))
+            observed = self._store.observed(key)
+            scheduler = self._schedulers.of(observed)
             if scheduler is None:
                 raise SchedulerError("the scheduler's Service has no address")
-            await scheduler.retire(action.pods, seconds=max(1.0, action.deadline - self._now()))
+            heirs = [pod for pod in observed.pods if pod.component == names.WORKER and pod.staying]
+            await scheduler.retire(action.pods, heirs, seconds=max(1.0, action.deadline - self._now()))
             if action.adopted:
                 there = {pod.uid for pod in self._store.observed(key).pods}
                 self._store.remember(key, lambda memory: replace(memory, retired=(memory.retired | uids) & there))

@@ -64,13 +64,17 @@ class SchedulerApi:
         answer = await self._call("GET", "workers_to_close", params=params, seconds=3)
         return pods_of(answer["workers"], pods)
 
-    async def retire(self, pods: Sequence[Pod], seconds: float) -> None:
+    async def retire(self, pods: Sequence[Pod], heirs: Sequence[Pod], seconds: float) -> None:
         """Move the data of these pods' workers elsewhere and give them no more tasks. Unknown ones are gone already.
 
-        Addresses are sent, which both engines take: names reach upstream's route as if they were addresses.
+        With `heirs`, one of them has to have joined: a pod is ready before its worker is, and a scheduler that knows of
+        nobody else has nowhere to move data. Addresses are sent, which both engines take: names reach upstream's route
+        as if they were addresses.
         """
         workers = (await self._call("GET", "get_workers"))["workers"]
         addresses = [worker["address"] for worker in workers if pods_of([worker], pods)]
+        if addresses and heirs and not pods_of(workers, heirs):
+            raise SchedulerError("none of the workers that stay has joined yet")
         if addresses:
             await self._call("POST", "retire_workers", body={"workers": addresses}, seconds=seconds)
 

@@ -53,6 +53,11 @@ class Pod:
     def finished(self) -> bool:
         return self.phase in ("Failed", "Succeeded")
 
+    @property
+    def staying(self) -> bool:
+        """Whether it serves, and goes on to."""
+        return self.ready and not self.finished and not self.deleting and self.retire_since is None
+
     @classmethod
     def parse(cls, raw: Json) -> Pod:
         meta, status = raw["metadata"], raw.get("status", {})

@@ -2,13 +2,14 @@
 
 The scheduler says since when; it is asked again at the moment when the time would be up, so a cluster that became busy
 in the last second lives on, and a silent scheduler is not taken for an idle one. Only one that has been silent for
-`STARTING` at least is: nobody works there, and whoever made the cluster may have died before it was up.
+`STARTING` at least is: nobody works there, and whoever made the cluster may have died before it was up. The cluster of
+a DaskJob is left alone: it ends with its job, whose runner may still be pulling its image.
 """
 
 from __future__ import annotations
 
 from daskfleet_operator.kube.kinds import CLUSTER, Json
-from daskfleet_operator.plan import status
+from daskfleet_operator.plan import job, status
 from daskfleet_operator.plan.model import Action, AskIdle, Delete, Memory, Observed
 
 REGULAR = 15.0  # seconds between questions, at most
@@ -19,7 +20,7 @@ STARTING = 900.0  # seconds that a scheduler may take to become ready: images ar
 def plan_idle(observed: Observed, cluster: Json, now: float) -> tuple[list[Action], float | None]:
     """Ask, wait or end the cluster."""
     timeout = cluster["spec"].get("idleTimeout", 0)
-    if not timeout:
+    if not timeout or (observed.job is not None and job.belongs(cluster, observed.job)):
         return [], None
     memory = observed.memory
     due = _next_question(timeout, memory.idle_since, memory.idle_asked, now)

@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds for which the futures of a client are kept that has not said goodbye.
 CLIENT_GRACE = 15.0
-#: Seconds that workers and clients of a scheduler that is gone have to come to the one in its place.
-TAKE_OVER = 20.0
+#: Seconds that workers and clients of a scheduler that is gone have to come to its successor: as long as clients try.
+TAKE_OVER = 60.0
 #: Seconds that the nanny of a worker that has died may take to start another, which then says how the last one ended.
 NANNY_TIMEOUT = 10.0
 

@@ -159,6 +159,16 @@ def test_a_busy_cluster_lives() -> None:
     assert idling(60, None, NOW)[0] == []
 
 
+def test_the_cluster_of_a_job_ends_with_it() -> None:
+    job = {"metadata": {"name": "c", "uid": "job-uid"}, "spec": {}}
+    c = cluster(idleTimeout=60)
+    memory = Memory(token_ensured=NOW, scheduler_answers="c-scheduler-x-uid", idle_since=NOW - 61, idle_asked=NOW)
+    seen = replace(observed(c, memory=memory), job=job)
+    assert len(idle.plan_idle(seen, c, NOW)[0]) == 1
+    c["metadata"]["ownerReferences"] = [{"uid": "job-uid"}]
+    assert idle.plan_idle(seen, c, NOW) == ([], None)
+
+
 def silent(timeout: int, since: float, asked: float = NOW) -> tuple[list[model.Action], float | None]:
     c = cluster(idleTimeout=timeout)
     memory = Memory(token_ensured=NOW, idle_asked=asked, silent_since=since)

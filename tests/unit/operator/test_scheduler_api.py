@@ -1,8 +1,11 @@
-"""scheduler_api.py: which pod a worker runs in; the routes themselves are tested with real schedulers in tests/e2e."""
+"""scheduler_api.py: which pod a worker runs in, and to whom its data can go."""
 
 from __future__ import annotations
 
-from daskfleet_operator.scheduler_api import pods_of
+import aiohttp
+import pytest
+from daskfleet import Client, Scheduler, Worker
+from daskfleet_operator.scheduler_api import SchedulerApi, SchedulerError, pods_of
 from operator_builders import pod
 
 FIRST, SECOND = pod("w-1", ip="10.0.0.1"), pod("w-2", ip="10.0.0.2")
@@ -24,3 +27,22 @@ def test_several_workers_of_a_pod_are_one_pod() -> None:
 
 def test_strangers_are_nobodys() -> None:
     assert pods_of([{"name": "x", "address": "tcp://192.0.2.1:1"}], [FIRST, SECOND]) == []
+
+
+async def test_nobody_retires_before_an_heir_has_joined() -> None:
+    leaving, heir = pod("leaving"), pod("heir")
+    async with (
+        Scheduler(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0") as scheduler,
+        Worker(scheduler.address, nthreads=1, name="leaving") as worker,
+        Client(scheduler.address, asynchronous=True, set_as_default=False) as client,
+        aiohttp.ClientSession() as session,
+    ):
+        api = SchedulerApi(session, f"http://127.0.0.1:{scheduler.dashboard_port}", {})
+        kept = await client.scatter([[1, 2, 3]])
+        with pytest.raises(SchedulerError, match="none of the workers that stay has joined yet"):
+            await api.retire([leaving], [heir], seconds=10)
+        assert worker.status == "running"
+        async with Worker(scheduler.address, nthreads=1, name="heir") as other:
+            await api.retire([leaving], [heir], seconds=10)
+            assert other.address in (await client.who_has(kept))[kept[0].key]
+            assert await client.gather(kept) == [[1, 2, 3]]
