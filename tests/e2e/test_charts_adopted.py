@@ -129,7 +129,7 @@ async def test_dask_labextensions_panel_makes_scales_adapts_and_ends_clusters(
 
     made = await jupyter.ask("PUT", path)
     assert made["name"] == "KubeCluster 1"
-    assert made["scheduler_address"] == f"tcp://panel-scheduler.{release.name}.svc:8786"
+    assert made["scheduler_address"] == f"tls://panel-scheduler.{release.name}.svc:8786"
     link = quote(made["dashboard_link"], safe="")
     checked = await jupyter.ask("GET", f"/dask/dashboard-check/{link}")
     assert checked["isActive"] and "/individual-task-stream" in checked["plots"].values()  # the panel's buttons

@@ -107,4 +107,4 @@ def test_inside_a_pod_its_own_packages_travel_and_its_own_account_and_services_a
         assert time.monotonic() < deadline
         time.sleep(0.2)
     log = kubectl("-n", namespace, "logs", "notebook")
-    assert f"SEEN {namespace} tcp://inside-scheduler.{namespace}.svc:8786 blue" in log, log
+    assert f"SEEN {namespace} tls://inside-scheduler.{namespace}.svc:8786 blue" in log, log

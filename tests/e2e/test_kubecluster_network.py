@@ -202,7 +202,7 @@ def test_an_address_outside_is_used_where_the_scheduler_answers_there(
     status = kubernetes_api.execute(shell)  # from where nodes can be reached
     told = said.read_text()
     assert status == 0, told
-    forwarded = r"first tcp://127\.0\.0\.1:\d+\n"
-    first = forwarded if kind == "LoadBalancer" else rf"first tcp://{re.escape(node)}:\d+\n"
-    assert re.fullmatch(rf"{first}then tcp://{re.escape(node)}:\d+ 3\n", told), told
+    forwarded = r"first tls://127\.0\.0\.1:\d+\n"
+    first = forwarded if kind == "LoadBalancer" else rf"first tls://{re.escape(node)}:\d+\n"
+    assert re.fullmatch(rf"{first}then tls://{re.escape(node)}:\d+ 3\n", told), told
     assert (":8786 3" in told) == (kind == "LoadBalancer")

@@ -41,6 +41,7 @@ def lab(operator_in_cluster: Any, namespace: str) -> Namespace:
 def cluster(name: str, workers: int, **spec: Any) -> Json:
     made: Json = yaml.safe_load((SAMPLES / "daskcluster.yaml").read_text())
     made["metadata"]["name"] = name
+    del made["spec"]["security"]  # as manifests that were written for dask-kubernetes
     made["spec"]["worker"]["replicas"] = workers
     made["spec"]["scheduler"]["service"]["selector"]["dask.org/cluster-name"] = name
     made["spec"] |= spec
