@@ -381,7 +381,7 @@ class SchedulerState(Clients):
             asked[ts.id] += 1
             target.incoming.add(ts.id)
             self._tell(target, "fetch", (ts.id, ts.key, ts.nbytes, [holder.address for holder in ts.holders]))
-        return bool(unique) or any(worker.processing or worker.long_running for worker in present)
+        return bool(unique) or any(worker.processing or worker.long_running or worker.expecting for worker in present)
 
     def expect_data(self, client: ClientState, cid: int, key: Key) -> int:
         """`client` is about to put the data of a future on workers (scatter).

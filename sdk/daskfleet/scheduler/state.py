@@ -207,6 +207,8 @@ class WorkerState:
         those that are.
     incoming
         The ids of tasks whose data it was asked to fetch and to keep.
+    expecting
+        How many clients are about to put data on it.
     suspects
         How many of the tasks it was sent were on a worker that died (`Queues.suspects`).
     """
@@ -227,6 +229,7 @@ class WorkerState:
     data: dict[TaskState, None] = field(default_factory=dict)
     nbytes: int = 0
     incoming: set[int] = field(default_factory=set)
+    expecting: int = 0
     functions: set[int] = field(default_factory=set)
     metrics: dict[str, Any] = field(default_factory=dict)
     last_seen: float = 0.0

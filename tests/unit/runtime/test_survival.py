@@ -262,3 +262,26 @@ async def test_data_that_a_client_was_about_to_bring_is_not_waited_for_when_it_i
         assert "mine" in scheduler.state.keys and scheduler.state.expected
         await client.close()
         await until(lambda: not scheduler.state.keys and not scheduler.state.expected)
+
+
+async def test_a_worker_that_retires_waits_for_the_data_that_a_client_is_sending_it():
+    async with cluster() as (scheduler, workers, client):
+        send, go = client._ask_worker, asyncio.Event()
+
+        async def send_late(address, *args):
+            await go.wait()
+            return await send(address, *args)
+
+        client._ask_worker = send_late
+        scattering = asyncio.create_task(client._scatter([[n] for n in range(4)], [], False, True, 20))
+        await until(lambda: all(worker.expecting for worker in scheduler.state.workers.values()))
+        victim = workers[0].address
+        retiring = asyncio.create_task(scheduler.retire_workers([scheduler.state.workers[victim]], close_workers=True))
+        await asyncio.sleep(0)
+        await client.run(lambda: None, workers=[workers[1].address])
+        assert not retiring.done()
+        go.set()
+        futures = await scattering
+        assert set(await retiring) == {victim}
+        await until(lambda: victim not in scheduler.state.workers)
+        assert await client.gather(futures) == [[n] for n in range(4)]

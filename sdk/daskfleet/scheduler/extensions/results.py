@@ -87,20 +87,28 @@ class Results:
             tasks = scheduler.state.tasks
             scheduler.state.copies.update((tasks[id], len(targets)) for _, id in ids)
         number = next(self._numbers)
-        self._coming[number] = client, [id for _, id in ids], {worker.address: worker for worker in targets}
-        return number, [(worker.address, part) for worker, part in zip(targets, parts, strict=True) if part]
+        planned = [(worker, part) for worker, part in zip(targets, parts, strict=True) if part]
+        for worker, _ in planned:
+            worker.expecting += 1
+        self._coming[number] = client, [id for _, id in ids], {worker.address: worker for worker, _ in planned}
+        return number, [(worker.address, part) for worker, part in planned]
 
     async def scatter_end(self, client: ClientState, number: int, kept: Sequence[tuple[str, int, int, str]]) -> None:
         """What has become of it: ``(address, id, nbytes, type name)`` for each copy that a worker keeps."""
-        _, ids, targets = self._coming.pop(number)
-        state = self._scheduler.state
+        targets = self._coming[number][2]
         for address, id, size, kind in kept:
-            state.data_put(id, size, kind, targets[address])
-        for id in ids:
-            state.data_expected_no_more(id)
+            self._scheduler.state.data_put(id, size, kind, targets[address])
+        self._ended(number)
         self._scheduler._flush()
 
     def _gone(self, client: ClientState) -> None:
         for number in [number for number, (whose, _, _) in self._coming.items() if whose is client]:
-            for id in self._coming.pop(number)[1]:
-                self._scheduler.state.data_expected_no_more(id)
+            self._ended(number)
+
+    def _ended(self, number: int) -> None:
+        _, ids, targets = self._coming.pop(number)
+        for worker in targets.values():
+            worker.expecting -= 1
+        for id in ids:
+            self._scheduler.state.data_expected_no_more(id)
+        self._scheduler._pulse()
