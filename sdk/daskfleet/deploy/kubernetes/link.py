@@ -270,13 +270,24 @@ class Link:
                 endpoint = connect.outside_endpoint(found, nodes)
                 if endpoint is None:
                     return None
-                url = f"http://{endpoint.host}:{endpoint.http_port}/json/identity.json"
-                if (await self._get(url)).get("id") != scheduler_id:
-                    return None
-                _, writer = await asyncio.open_connection(endpoint.host, endpoint.comm_port)
-                writer.close()
-                return endpoint
+                answers = await self._answers(endpoint, scheduler_id)
+                while answers is None:  # the node's rules come up to a second after the scheduler
+                    await asyncio.sleep(0.1)
+                    answers = await self._answers(endpoint, scheduler_id)
+                return endpoint if answers else None
         except (KubernetesError, OSError, AttributeError):  # a firewall, a balancer not ready, no right to list nodes
+            return None
+
+    async def _answers(self, endpoint: Endpoint, scheduler_id: Any) -> bool | None:
+        """Whether this very scheduler answers there; None while nobody does."""
+        try:
+            url = f"http://{endpoint.host}:{endpoint.http_port}/json/identity.json"
+            if (await self._get(url)).get("id") != scheduler_id:
+                return False
+            _, writer = await asyncio.open_connection(endpoint.host, endpoint.comm_port)
+            writer.close()
+            return True
+        except OSError:
             return None
 
     # ------------------------------------------------------------------------------------------------------- telling
