@@ -6,10 +6,10 @@ The pods of a group are in one of these states, and only `active` ones count aga
        └─────► finished ─────────────────┘
 
 *marked* carries the intent to retire on the pod itself, or on its group (`plan.waves`), written before anything else
-happens. So an operator that dies
-at any point finds on the pods what it had decided, finishes exactly that, and never chooses again: retiring first and
-deleting after, without the mark, is how dask-kubernetes retires other workers on its second try. A mark is never taken
-back; if the group grows meanwhile, new pods are made instead, because the scheduler may have emptied the marked ones.
+happens. So an operator that dies at any point finds there what it had decided, finishes exactly that, and never chooses
+again: retiring first and deleting after, without the mark, is how dask-kubernetes retires other workers on its second
+try. A mark is never taken back; if the group grows meanwhile, new pods are made instead, because the scheduler may have
+emptied the marked ones.
 
 A template edit rolls: some new pods are made above ``replicas``, and as they become ready out-of-date ones are marked.
 What is out of date and not ready serves nobody and goes at once, so that mending a broken image needs no waiting.

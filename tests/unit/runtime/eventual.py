@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 
-def eventually(what: Callable[[], object], timeout: float = 60.0) -> None:
-    """Return as soon as ``what()`` is true."""
+def eventually(what: Callable[[], object], timeout: float = 60.0, seen: Callable[[], object] = str) -> None:
+    """Return as soon as ``what()`` is true; the failure tells what is `seen` instead."""
     deadline = time.monotonic() + timeout
     while not what():
-        assert time.monotonic() < deadline, f"still not so after {timeout:g} s"
-        time.sleep(0.02)
+        assert time.monotonic() < deadline, f"still not so after {timeout:g} s; {seen()}"
+        time.sleep(0.005)

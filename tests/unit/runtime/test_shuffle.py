@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from daskfleet import Client, LocalCluster
 from daskfleet.worker import pieces, shelf
+from eventual import eventually
 from pandas.testing import assert_frame_equal
 
 ROWS = 5000
@@ -65,10 +66,7 @@ def files(client: Client) -> list[Path]:
 
 
 def wait_until_no_files(client: Client) -> None:
-    deadline = time.monotonic() + 30
-    while left := files(client):
-        assert time.monotonic() < deadline, f"left: {left}"
-        time.sleep(0.02)
+    eventually(lambda: not files(client), timeout=30, seen=lambda: f"left: {files(client)}")
 
 
 def sort(frame: pd.DataFrame) -> pd.DataFrame:
@@ -262,13 +260,6 @@ def check(future: Any, npartitions: int) -> None:
     assert_frame_equal(sort(future.result(timeout=100)), sort(whole))
 
 
-def until(condition: Callable[[], bool], seen: Callable[[], object] = str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, seen()
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("when", ["while files are written", "while they are read"])
 def test_a_worker_killed_meanwhile(processes: LocalCluster, when: str, tmp_path: Path) -> None:
     reading = when == "while they are read"
@@ -282,7 +273,7 @@ def test_a_worker_killed_meanwhile(processes: LocalCluster, when: str, tmp_path:
         client.wait_for_workers(3, timeout=60)
         looked = shuffled(24, pause=0.05 * (not reading)).map_partitions(look, meta=table(1))
         future = client.compute(looked)
-        until(lambda: len(os.listdir(tmp_path) if reading else files(client)) > 4)
+        eventually(lambda: len(os.listdir(tmp_path) if reading else files(client)) > 4)
         folder, pid = next(
             (Path(info["local_directory"]), info["pid"]) for info in client.scheduler_info()["workers"].values()
         )
@@ -319,12 +310,12 @@ def test_the_worker_in_a_killed_ones_place_goes_on_with_its_files(processes: Loc
             return numbers
 
         future = client.compute(shuffled(36, held))
-        until(lambda: len(list(tmp_path.glob("held-*"))) == 3, lambda: (os.listdir(tmp_path), files(client)))
+        eventually(lambda: len(list(tmp_path.glob("held-*"))) == 3, seen=lambda: (os.listdir(tmp_path), files(client)))
         workers = client.scheduler_info()["workers"]
         address = max(workers, key=lambda address: len(stored(workers[address]["local_directory"])))
         left = stored(workers[address]["local_directory"])
         os.kill(workers[address]["pid"], signal.SIGKILL)
-        until(lambda: address not in client.nthreads() and len(client.nthreads()) == 3)
+        eventually(lambda: address not in client.nthreads() and len(client.nthreads()) == 3)
         Path(tmp_path, "go").touch()
         check(future, 36)
         assert left and all(len(list(tmp_path.glob(f"{number}-*"))) == 1 for number in left)
@@ -334,7 +325,7 @@ def test_files_that_vanish_are_made_again(processes: LocalCluster) -> None:
     with Client(processes) as client:
         client.wait_for_workers(3, timeout=60)
         future = client.compute(shuffled(12, pause=0.03))
-        until(lambda: len(files(client)) >= 6)
+        eventually(lambda: len(files(client)) >= 6)
         for path in files(client):
             path.unlink(missing_ok=True)
         check(future, 12)
@@ -344,6 +335,6 @@ def test_a_worker_that_retires_meanwhile(processes: LocalCluster) -> None:
     with Client(processes) as client:
         client.wait_for_workers(3, timeout=60)
         future = client.compute(shuffled(20, pause=0.03))
-        until(lambda: len(files(client)) >= 5)
+        eventually(lambda: len(files(client)) >= 5)
         client.retire_workers([next(iter(client.scheduler_info()["workers"]))])
         check(future, 20)
