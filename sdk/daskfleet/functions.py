@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
+import threading
+from concurrent.futures import Future
 from typing import Any
 
 from daskfleet.protocol.serialize import Serialized, dumps, dumps_by_value, loads
@@ -20,7 +23,7 @@ async def run_function(function: Any, args: Any, kwargs: Any, inject: dict[str, 
     async def call() -> Any:
         if inspect.iscoroutinefunction(function):
             return await function(*args, **kwargs)
-        return await asyncio.to_thread(function, *args, **kwargs)
+        return await _in_a_thread(function, args, kwargs)
 
     if not wait:
         background = asyncio.ensure_future(call())
@@ -34,3 +37,19 @@ async def run_function(function: Any, args: Any, kwargs: Any, inject: dict[str, 
 
 
 _background: set[asyncio.Future[Any]] = set()
+
+
+async def _in_a_thread(function: Any, args: Any, kwargs: Any) -> Any:
+    """As `asyncio.to_thread`, in a thread that ends with the function: a nanny forks only while it has a single one,
+    and functions that never return keep no thread from others."""
+    outcome: Future[Any] = Future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            outcome.set_result(context.run(function, *args, **kwargs))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="daskfleet-run", daemon=True).start()
+    return await asyncio.wrap_future(outcome)

@@ -6,16 +6,18 @@ import asyncio
 import warnings
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daskfleet.client.collections import Collections, keys_of
-from daskfleet.client.dump import without, write_dump
 from daskfleet.client.memory import ActiveMemoryManagerProxy
 from daskfleet.client.options import worker_names
+from daskfleet.dump import write_dump
 from daskfleet.exceptions import DaskfleetError, VersionMismatch
 from daskfleet.versions import VersionMismatchWarning, mismatches, versions
 from daskfleet.worker.observing import merge, tree
+
+if TYPE_CHECKING:
+    from daskfleet.client.reports import ProfilePlot
 
 
 class Looking(Collections):
@@ -153,6 +155,7 @@ class Looking(Collections):
         stop: float | None = None,
         workers: Iterable[str] | None = None,
         merge_workers: bool = True,
+        plot: bool | str = False,
         filename: str | None = None,
     ) -> Any:
         """Where tasks have spent their time, by samples of their threads' stacks.
@@ -165,42 +168,53 @@ class Looking(Collections):
             Seconds since the epoch, to within ten seconds; the last hour by default.
         merge_workers
             False for a profile of each worker, by its address.
+        plot
+            Return a figure, too; ``"save"`` writes it to ``dask-profile.html`` unless there is a filename.
         filename
-            Write a page of nested bars (HTML) there.
+            Write the figure there.
 
         Returns
         -------
         dict
             ``{"count", "identifier", "description", "children": {identifier: …}}``: samples, and the calls below.
+        tuple
+            With `plot` or `filename`: that and the figure, a page of nested bars which notebooks show and which has
+            ``save(filename)``. In difference from distributed it is none of bokeh's, and needs none.
         """
-        return self._sync(self._profile, key, start, stop, worker_names(workers), merge_workers, filename)
+        where = filename or ("dask-profile.html" if plot == "save" else None)
+        arguments = (key, start, stop, worker_names(workers), merge_workers)
+        if not plot and where is None:
+            return self._sync(self._profile, *arguments)
+        return self._sync(self._plotted_profile, where, *arguments)
 
     async def _profile(
-        self,
-        key: str | None,
-        start: float | None,
-        stop: float | None,
-        workers: list[str],
-        merge_workers: bool,
-        filename: str | None,
+        self, key: str | None, start: float | None, stop: float | None, workers: list[str], merge_workers: bool
     ) -> Any:
         rows = await self._call("ask_workers", workers, "profile", key, start, stop)
-        total = tree()
-        for _, profile in rows:
-            merge(total, profile)
+        return _sum(profile for _, profile in rows) if merge_workers else dict(rows)
+
+    async def _plotted_profile(self, filename: str | None, *arguments: Any) -> tuple[Any, ProfilePlot]:
+        from daskfleet.client.reports import ProfilePlot
+
+        found = await self._profile(*arguments)
+        merged = arguments[-1]
+        plot = ProfilePlot(found if merged else _sum(found.values()))
         if filename is not None:
-            from daskfleet.client.reports import profile_page
+            await asyncio.to_thread(plot.save, filename)
+        return found, plot
 
-            Path(filename).write_text(profile_page(total))
-        return total if merge_workers else dict(rows)
+    def get_worker_logs(self, n: int | None = None, workers: Iterable[str] | None = None, nanny: bool = False) -> Any:
+        """The last log lines of each worker (the last `n`), as ``(level, line)``, by its address; oldest first.
 
-    def get_worker_logs(self, n: int | None = None, workers: Iterable[str] | None = None) -> Any:
-        """The last log lines of each worker (the last `n`), as ``(level, line)``, by its address; oldest first."""
-        return self._sync(self._worker_logs, n, worker_names(workers))
+        With `nanny` those of its nanny, where it has one. Nannies of one machine may share a process, and its lines.
+        """
+        return self._sync(self._worker_logs, n, worker_names(workers), nanny)
 
-    async def _worker_logs(self, n: int | None, workers: list[str]) -> dict[str, tuple[tuple[str, str], ...]]:
-        rows = await self._call("ask_workers", workers, "logs")
-        return {address: _levels(lines, n) for address, lines in rows}
+    async def _worker_logs(
+        self, n: int | None, workers: list[str], nanny: bool
+    ) -> dict[str, tuple[tuple[str, str], ...]]:
+        rows = await self._call("ask_workers", workers, "logs", nanny)
+        return {address: _levels(lines, n) for address, lines in rows if lines is not None}
 
     def get_scheduler_logs(self, n: int | None = None) -> Any:
         """The scheduler's last log lines (the last `n`), as ``(level, line)``; oldest first."""
@@ -253,19 +267,22 @@ class Looking(Collections):
         write_from_scheduler: bool | None = None,
         exclude: Iterable[str] = (),
         format: str = "msgpack",
+        **storage_options: Any,
     ) -> Any:
         """Write all that scheduler and workers know to a file, for looking into what went wrong.
 
         Parameters
         ----------
         filename
-            Without the ending.
+            Without the ending: a path, or a URL that fsspec can write to.
         write_from_scheduler
-            In difference from distributed, the file is always written here.
+            Write it where the scheduler runs, and not here; by default for a URL.
         exclude
             Names to leave out, of ``scheduler``, ``workers`` and ``versions`` and of what is said of each of these.
         format
             ``"msgpack"`` writes ``.msgpack.gz``, ``"yaml"`` writes ``.yaml``.
+        storage_options
+            For fsspec, with a URL.
 
         Returns
         -------
@@ -274,21 +291,15 @@ class Looking(Collections):
         """
         if format not in ("msgpack", "yaml"):
             raise ValueError(f"format={format!r}: expected msgpack or yaml")
-        if write_from_scheduler:
-            raise ValueError("dump_cluster_state(write_from_scheduler=True): the file is written by the client here")
-        return self._sync(self._dump, filename, frozenset(exclude), format)
+        there = "://" in filename if write_from_scheduler is None else write_from_scheduler
+        return self._sync(self._dump, filename, list(exclude), format, storage_options, there)
 
-    async def _dump(self, filename: str, exclude: frozenset[str], format: str) -> str:
-        identity, tasks, workers, events, seen = await asyncio.gather(
-            self._call("identity"),
-            self._call("tasks", None),
-            self._call("ask_workers", [], "dump"),
-            self._call("get_events", "all"),
-            self._versions(False),
-        )
-        scheduler = {**identity, "tasks": tasks, "events": events}
-        state = without(exclude, {"scheduler": scheduler, "workers": dict(workers), "versions": seen})
-        return await asyncio.to_thread(write_dump, filename, format, state)
+    async def _dump(
+        self, filename: str, exclude: list[str], format: str, storage_options: dict[str, Any], there: bool
+    ) -> str:
+        file = (filename, format, storage_options)
+        found = await self._call("dump", await self._versions(False), exclude, file if there else None)
+        return found if there else await asyncio.to_thread(write_dump, filename, format, found, storage_options)
 
     def story(self, *keys: Any) -> Any:
         """How tasks have changed their states on the scheduler; of these keys or futures, or of all.
@@ -330,6 +341,13 @@ class Looking(Collections):
 
     async def _task_stream(self, start: float | None, stop: float | None, count: int | None) -> tuple[Any, ...]:
         return tuple(await self._call("watched", start, stop, count))
+
+
+def _sum(profiles: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    total = tree()
+    for profile in profiles:
+        merge(total, profile)
+    return total
 
 
 def _levels(lines: Iterable[str], n: int | None) -> tuple[tuple[str, str], ...]:

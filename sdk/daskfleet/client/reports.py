@@ -139,7 +139,7 @@ class performance_report(_Block):
         client, stop = self._client, time.time()
         records = await client._task_stream(self._start, None, None)
         identity = await client._call("identity")
-        profile = await client._profile(None, self._start, None, [], True, None)
+        profile = await client._profile(None, self._start, None, [], True)
         seen = await client._versions(False)
         spans = await client._call("spans", self._start)
         page = await asyncio.to_thread(_report, list(records), spans, identity, profile, seen, stop - self._start)
@@ -235,9 +235,21 @@ def timeline(records: list[dict[str, Any]]) -> str:
     )
 
 
-def profile_page(profile: dict[str, Any]) -> str:
-    """A profile as a page of nested calls."""
-    return _page("Profile", _calls(profile, max(profile["count"], 1)))
+class ProfilePlot:
+    """A profile as nested calls, each with a bar for its share of the time; notebooks show it."""
+
+    def __init__(self, profile: dict[str, Any]) -> None:
+        self._count, self._body = profile["count"], _calls(profile, max(profile["count"], 1))
+
+    def __repr__(self) -> str:
+        return f"<ProfilePlot: {self._count} samples>"
+
+    def _repr_html_(self) -> str:
+        return f'<div class="daskfleet-profile"><style>{_BAR}</style>{self._body}</div>'
+
+    def save(self, filename: str) -> None:
+        """Write it as a page of its own (HTML)."""
+        Path(filename).write_text(_page("Profile", self._body))
 
 
 def _calls(profile: dict[str, Any], total: int) -> str:
@@ -261,11 +273,11 @@ def _table(head: tuple[str, ...], rows: Any) -> str:
     return f"<table><tr>{top}</tr>{body}</table>" if head else f"<table>{body}</table>"
 
 
+_BAR = ".bar{display:inline-block;height:.8em;background:#48a;margin-right:.5em}"
 _STYLE = (
     "body{font:14px/1.5 system-ui,sans-serif;margin:2em auto;max-width:70em;padding:0 1em}"
-    "td,th{padding:.1em 1em .1em 0;text-align:left}svg{background:#8881}details{margin-left:1em}"
-    ".bar{display:inline-block;height:.8em;background:#48a;margin-right:.5em}small{color:#888}"
-)
+    "td,th{padding:.1em 1em .1em 0;text-align:left}svg{background:#8881}details{margin-left:1em}small{color:#888}"
+) + _BAR
 
 
 def _page(title: str, *parts: str) -> str:

@@ -26,12 +26,13 @@ class Running(Core):
     ) -> Any:
         """Call a function on every worker, or those named, at once and outside of the task system.
 
-        A parameter named ``dask_worker`` is given the worker.
+        A parameter named ``dask_worker`` is given the worker, or with `nanny` the nanny.
 
         Parameters
         ----------
         nanny
-            In difference from distributed, a nanny runs nothing but its plugins (`NannyPlugin`).
+            Call it in the workers' nannies instead; results are by the worker's address all the same, and workers
+            without a nanny are left out. Nannies of one machine may share a process.
         on_error
             ``"raise"`` the first error, ``"return"`` errors in place of results, or ``"ignore"`` those workers.
 
@@ -40,14 +41,14 @@ class Running(Core):
         dict
             Results by the worker's address.
         """
-        if nanny:
-            raise ValueError("run(nanny=True): nannies run nothing but their plugins; register a NannyPlugin")
         if on_error not in ("raise", "return", "ignore"):
             raise ValueError(f'on_error={on_error!r}: expected "raise", "return" or "ignore"')
-        return self._sync(self._run, dumps((function, args, kwargs)), worker_names(workers), wait, on_error)
+        return self._sync(self._run, dumps((function, args, kwargs)), worker_names(workers), wait, on_error, nanny)
 
-    async def _run(self, call: Serialized, workers: list[str], wait: bool, on_error: str) -> dict[str, Any] | None:
-        rows = await self._call("run", call, workers, wait)
+    async def _run(
+        self, call: Serialized, workers: list[str], wait: bool, on_error: str, nanny: bool = False
+    ) -> dict[str, Any] | None:
+        rows = await self._call("run", call, workers, wait, nanny)
         if not wait:
             return None
         results = {}

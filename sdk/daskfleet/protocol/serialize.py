@@ -92,7 +92,7 @@ def _buffer(buffer: pickle.PickleBuffer) -> Buffer | Raw:
 def loads(serialized: Serialized) -> Any:
     """The object again. Buffers are used in place where the object allows it, so they stay referenced."""
     if type(serialized) is tuple:
-        blob, *parts = map(_unwrap, serialized)
+        blob, *parts = flat(serialized)
         buffers = [_writable(part) for part in parts]
     else:
         blob, buffers = _unwrap(serialized), []
@@ -146,9 +146,12 @@ def nbytes(serialized: Serialized) -> int:
     """Bytes that `serialized` takes on the wire, framing aside."""
     if type(serialized) is bytes:
         return len(serialized)
-    if type(serialized) is tuple:
-        return sum(memoryview(_unwrap(part)).nbytes for part in serialized)
-    return memoryview(_unwrap(serialized)).nbytes
+    return sum(memoryview(part).nbytes for part in flat(serialized))
+
+
+def flat(serialized: Serialized) -> tuple[Buffer, ...]:
+    """The pickle, then its buffers."""
+    return tuple(map(_unwrap, serialized)) if type(serialized) is tuple else (_unwrap(serialized),)
 
 
 def join(parts: Sequence[Any]) -> Serialized:

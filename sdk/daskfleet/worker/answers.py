@@ -41,7 +41,10 @@ class Answers:
     async def versions(self) -> dict[str, str | None]:
         return versions()
 
-    async def logs(self) -> list[str]:
+    async def logs(self, nanny: bool = False) -> list[str] | None:
+        """The last log lines, or the nanny's if there is one."""
+        if nanny:
+            return await self._worker.nanny.logs() if self._worker.nanny is not None else None
         return ring().text(self._worker.security.token).splitlines()
 
     async def call_stack(self, keys: Sequence[Key] | None) -> list[tuple[Key, list[str]]]:
@@ -78,8 +81,11 @@ class Answers:
         """Start anew: as a new process where there is a nanny, else without what this one holds."""
         self._worker._spawn(self._worker._restart())
 
-    async def run(self, call: Serialized, wait: bool) -> Serialized:
-        """Run a function of the user's outside of the task system (`Client.run`)."""
+    async def run(self, call: Serialized, wait: bool, nanny: bool = False) -> Serialized:
+        """Run a function of the user's outside of the task system (`Client.run`), here or in the nanny."""
+        if nanny:
+            outcome: Serialized = await self._worker.nanny.run(call, wait)
+            return outcome
         context.coroutine.set(context.Coroutine(self._worker, None))  # of this call's own task only
         function, args, kwargs = loads(call)
         return await run_function(function, args, kwargs, {"dask_worker": self._worker}, wait)

@@ -1,9 +1,9 @@
 """What a worker and its nanny say to each other through the pipe between them: JSON, one message a line.
 
 A worker says ``{"address", "name", "folder"}`` when it is up, ``{"failed": why}`` when it cannot start,
-``{"imported": name}`` when it has imported something that takes long, and passes nanny plugins on as ``{"plugin":
-name, "blob": base64 or null, "number": n}``; the nanny answers those with ``{"number": n, "error": text or null}``,
-unless it ends the worker because the plugin wants it to start anew. The pipe's end is a message too.
+``{"imported": name}`` when it has imported something that takes long, and passes on what is asked of the nanny as
+``{"ask": what, "args": [...], "number": n}``; the nanny answers with ``{"number": n, "value": v, "error": text or
+null}``, unless it ends the worker because a plugin wants it to start anew. The pipe's end is a message too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.plugins import NannyPlugin, call
-from daskfleet.protocol.serialize import loads
+from daskfleet.protocol.serialize import Serialized, flat, loads
 
 if TYPE_CHECKING:
     from daskfleet.worker.nanny import Nanny
@@ -35,7 +35,7 @@ class Lines:
     """Messages out of what arrives piece by piece."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
 
     def read(self, pipe: socket.socket) -> tuple[bool, list[dict[str, Any]]]:
         """Whether the other end is still there, and the messages that are complete now."""
@@ -45,8 +45,21 @@ class Lines:
             return True, []
         except OSError:
             return False, []
-        *lines, self._rest = (self._rest + piece).split(b"\n")
+        self._rest += piece
+        if b"\n" not in piece:
+            return bool(piece), []
+        *lines, self._rest = self._rest.split(b"\n")
         return bool(piece), [json.loads(line) for line in lines]
+
+
+def pack(serialized: Serialized) -> list[str]:
+    """As what JSON can hold."""
+    return [base64.b64encode(part).decode() for part in flat(serialized)]
+
+
+def unpack(parts: list[str]) -> Serialized:
+    """What `pack` was given."""
+    return tuple(base64.b64decode(part) for part in parts)
 
 
 async def say(pipe: socket.socket, message: dict[str, Any]) -> None:
@@ -68,7 +81,7 @@ class WorkerEnd:
 
     def __init__(self, pipe: socket.socket, on_end: Callable[[], Any]) -> None:
         self._pipe, self._on_end, self._lines = pipe, on_end, Lines()
-        self._answers: dict[int, asyncio.Future[str | None]] = {}
+        self._answers: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count(1)
         self._sending = asyncio.Lock()
         asyncio.get_running_loop().add_reader(pipe, self._hear)
@@ -78,7 +91,8 @@ class WorkerEnd:
         for message in messages:
             answer = self._answers.get(message["number"])
             if answer is not None and not answer.done():
-                answer.set_result(message["error"])
+                error = message["error"]
+                answer.set_exception(DaskfleetError(error)) if error else answer.set_result(message["value"])
         if not there:
             self._on_end()
 
@@ -95,22 +109,29 @@ class WorkerEnd:
         DaskfleetError
             It failed.
         """
-        await self._plugin(name, base64.b64encode(blob).decode())
+        await self._ask("plugin", name, base64.b64encode(blob).decode())
 
     async def plugin_remove(self, name: str) -> None:
         """Have the nanny tear down a plugin; raises as `plugin_add` does."""
-        await self._plugin(name, None)
+        await self._ask("plugin", name, None)
 
-    async def _plugin(self, name: str, blob: str | None) -> None:
+    async def run(self, call: Serialized, wait: bool) -> Serialized:
+        """Have the nanny call a function (`daskfleet.functions.run_function`)."""
+        return unpack(await self._ask("run", pack(call), wait))
+
+    async def logs(self) -> list[str]:
+        """The nanny's last log lines."""
+        lines: list[str] = await self._ask("logs")
+        return lines
+
+    async def _ask(self, what: str, *args: Any) -> Any:
         number = next(self._numbers)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         try:
-            await self.say({"plugin": name, "blob": blob, "number": number})
-            error = await answer
+            await self.say({"ask": what, "args": args, "number": number})
+            return await answer
         finally:
             del self._answers[number]
-        if error:
-            raise DaskfleetError(error)
 
     def start_anew(self) -> NoReturn:
         """End this process; the nanny starts another at once."""

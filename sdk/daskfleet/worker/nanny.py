@@ -14,15 +14,19 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from daskfleet import config, system
 from daskfleet.exceptions import DaskfleetError
+from daskfleet.functions import run_function
+from daskfleet.http.logs import ring
 from daskfleet.preload import Preloads
+from daskfleet.protocol.serialize import loads
+from daskfleet.security import Security
 from daskfleet.worker.folder import claim
-from daskfleet.worker.link import AGAIN, Lines, NannyPlugins, say
+from daskfleet.worker.link import AGAIN, Lines, NannyPlugins, pack, say, unpack
 from daskfleet.worker.memory import Thresholds
 
 logger = logging.getLogger(__name__)
@@ -84,7 +88,9 @@ class Nanny:
         self.plugins = NannyPlugins(self)
         self.preloads = Preloads(self, preload_nanny, preload_nanny_argv, "nanny")
         self._lines = Lines()
+        self._sending = asyncio.Lock()
         self._answering: set[asyncio.Task[None]] = set()
+        ring()  # the last log lines are kept from now on
 
     @property
     def name(self) -> str:
@@ -273,8 +279,8 @@ class Nanny:
     def _hear(self, pipe: socket.socket) -> bool:
         there, messages = self._lines.read(pipe)
         for message in messages:
-            if "plugin" in message:
-                task = asyncio.create_task(self._change_plugin(pipe, message))
+            if "ask" in message:
+                task = asyncio.create_task(self._answer(pipe, message))
                 self._answering.add(task)
                 task.add_done_callback(self._answering.discard)
                 continue
@@ -291,18 +297,36 @@ class Nanny:
                 self._up.set_result(None)
         return there
 
-    async def _change_plugin(self, pipe: socket.socket, message: dict[str, Any]) -> None:
-        error = None
+    async def _answer(self, pipe: socket.socket, message: dict[str, Any]) -> None:
+        asked: dict[str, Callable[..., Awaitable[Any]]] = {
+            "plugin": self._change_plugin,
+            "run": self._call,
+            "logs": self._logs,
+        }
+        error = value = None
         try:
-            if await self.plugins.change(message["plugin"], message["blob"]):
-                logger.info("worker %s starts anew for plugin %r", self.name, message["plugin"])
-                self._anew = True
-                self._signal(signal.SIGTERM)
-                return
+            value = await asked[message["ask"]](*message["args"])
         except Exception as reason:
-            logger.exception("plugin %r failed", message["plugin"])
+            logger.exception("%s %s failed", message["ask"], message["args"][:1] if message["ask"] == "plugin" else "")
             error = f"{type(reason).__name__}: {reason}"
-        await say(pipe, {"number": message["number"], "error": error})
+        if not self._anew:
+            async with self._sending:
+                await say(pipe, {"number": message["number"], "value": value, "error": error})
+
+    async def _change_plugin(self, name: str, blob: str | None) -> None:
+        if await self.plugins.change(name, blob):
+            logger.info("worker %s starts anew for plugin %r", self.name, name)
+            self._anew = True
+            self._signal(signal.SIGTERM)
+
+    async def _call(self, call: list[str], wait: bool) -> list[str]:
+        """Run a function of the user's (`Client.run`)."""
+        function, args, kwargs = loads(unpack(call))
+        return pack(await run_function(function, args, kwargs, {"dask_worker": self}, wait))
+
+    async def _logs(self) -> list[str]:
+        security = self.options.get("security") or Security()
+        return ring().text(security.token).splitlines()
 
     async def _watch_memory(self, pid: int) -> None:
         if not self.memory_limit or not self._terminate:

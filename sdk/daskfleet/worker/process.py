@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from daskfleet.compat import VARIABLE, as_distributed
 from daskfleet.exceptions import DaskfleetError
+from daskfleet.http.logs import ring
 from daskfleet.importing import when_imported
 from daskfleet.worker import heap
 from daskfleet.worker.link import WorkerEnd
@@ -111,6 +112,7 @@ def become(options: dict[str, Any], pipe: socket.socket) -> NoReturn:
         asyncio._set_running_loop(None)
         asyncio.set_event_loop(None)
         signal.set_wakeup_fd(-1)
+        ring().lines.clear()  # they are the nanny's
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         keep = pipe.fileno()

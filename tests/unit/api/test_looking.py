@@ -74,7 +74,7 @@ def test_processing_and_call_stack(client: Client) -> None:
     future.cancel(force=True)
 
 
-def test_profile(client: Client, tmp_path: Path) -> None:
+def test_profile(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client.run(busy, 0.0)
     started = time.time()
     client.gather(client.map(busy, [0.8, 0.8], pure=False))
@@ -83,9 +83,14 @@ def test_profile(client: Client, tmp_path: Path) -> None:
     call = max(profile["children"].values(), key=lambda call: call["count"])
     assert call["description"]["name"] == "busy" and call["count"] >= 3
     assert client.profile("nothing")["count"] == 0
-    each = client.profile(merge_workers=False, filename=str(tmp_path / "profile.html"))
+    each, figure = client.profile(merge_workers=False, filename=str(tmp_path / "profile.html"))
     assert set(each) == set(client.nthreads())
     assert "busy" in (tmp_path / "profile.html").read_text()
+    assert "busy" in figure._repr_html_() and "samples" in repr(figure)
+    monkeypatch.chdir(tmp_path)
+    same, figure = client.profile("busy", start=started - 20, plot="save")
+    assert same == profile
+    assert "busy" in (tmp_path / "dask-profile.html").read_text()
 
 
 def test_versions(client: Client) -> None:
@@ -145,6 +150,20 @@ def test_logs(client: Client) -> None:
     client.run_on_scheduler(log)
     assert any("look here" in line and level == "WARNING" for level, line in client.get_scheduler_logs())
     assert client.get_scheduler_logs(n=0) == ()
+
+
+def test_nannies_logs(client: Client) -> None:
+    def log(dask_worker: Any) -> None:
+        import logging
+
+        logging.getLogger("daskfleet.test").warning("from beside %s", dask_worker.name)
+
+    first = client.scheduler_info()["workers"].popitem()[1]
+    client.run(log, nanny=True, workers=[first["address"]])
+    logs = client.get_worker_logs(nanny=True, workers=[first["address"]])
+    assert f"from beside {first['name']}" in logs[first["address"]][-1][1]
+    assert client.get_worker_logs(n=0, nanny=True) == dict.fromkeys(client.nthreads(), ())
+    assert "from beside" not in str(client.get_worker_logs())
 
 
 def test_replicate(client: Client) -> None:
@@ -251,8 +270,15 @@ def test_dump_without_some_of_it(client: Client, tmp_path: Path) -> None:
     state = yaml.safe_load(Path(name).read_text())
     assert set(state) == {"scheduler", "workers"}
     assert "tasks" in state["scheduler"] and not {"events", "id"} & set(state["scheduler"])
-    with pytest.raises(ValueError, match="written by the client"):
-        client.dump_cluster_state(str(tmp_path / "dump"), write_from_scheduler=True)
+
+
+def test_dump_written_by_the_scheduler(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daskfleet.client.looking.write_dump", None)  # it is not the client that writes
+    for filename, written in ((str(tmp_path / "dump"), True), ((tmp_path / "url").as_uri(), None)):
+        name = client.dump_cluster_state(filename, write_from_scheduler=written, format="yaml")
+        state = yaml.safe_load(Path(name.removeprefix("file://")).read_text())
+        assert set(state["workers"]) == set(client.nthreads())
+        assert state["versions"]["client"]["python"]
 
 
 def test_write_scheduler_file(client: Client, tmp_path: Path) -> None:
@@ -282,7 +308,7 @@ async def test_progress_asynchronous(aclient: Client) -> None:
     assert "3/3 done" in out.getvalue()
 
 
-async def test_looking_asynchronous(cluster: LocalCluster) -> None:
+async def test_looking_asynchronous(cluster: LocalCluster, tmp_path: Path) -> None:
     async with Client(cluster.scheduler_address, security=cluster.security, asynchronous=True) as client:
         future = client.submit(lambda: get_worker().address, key="where", pure=False)
         address = await future
@@ -293,7 +319,12 @@ async def test_looking_asynchronous(cluster: LocalCluster) -> None:
         assert (await client.get_versions())["workers"][address]
         assert await client.call_stack() == {}
         assert (await client.profile())["count"] >= 0
+        assert (await client.profile(plot=True))[0]["count"] >= 0
         assert await client.get_worker_logs()
+        assert set(await client.get_worker_logs(nanny=True)) == set(await client.nthreads())
+        assert set(await client.run(lambda dask_worker: dask_worker.name, nanny=True)) == set(await client.nthreads())
+        dump = await client.dump_cluster_state(str(tmp_path / "dump"), write_from_scheduler=True)
+        assert dump == str(tmp_path / "dump.msgpack.gz") and Path(dump).exists()
         assert await client.get_scheduler_logs() is not None
         await client.replicate(future)
         await client.rebalance([future])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import os
 import threading
 import time
 from typing import Any
@@ -193,8 +194,6 @@ def test_run(client: Client) -> None:
     first = next(iter(client.nthreads()))
     assert client.run(lambda dask_worker: dask_worker.address, workers=[first]) == {first: first}
     assert client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.workers)) == list(client.nthreads())
-    with pytest.raises(ValueError, match="NannyPlugin"):
-        client.run(inc, 1, nanny=True)
     with pytest.raises(ZeroDivisionError):
         client.run(div, 1, 0)
     assert client.run(div, 1, 0, on_error="ignore") == {}
@@ -206,6 +205,27 @@ def test_run(client: Client) -> None:
         return 5
 
     assert set(client.run(coroutine).values()) == {5}
+
+
+def test_run_in_the_nannies(client: Client) -> None:
+    pids = client.run(os.getpid)
+    assert client.run(lambda dask_worker: dask_worker.pid, nanny=True) == pids
+    beside = client.run(os.getpid, nanny=True)
+    assert set(beside) == set(pids) and not set(beside.values()) & set(pids.values())
+    first = next(iter(pids))
+    array = client.run(np.arange, 100_000, nanny=True, workers=[first])[first]
+    assert array.sum() == sum(range(100_000))
+    with pytest.raises(ZeroDivisionError):
+        client.run(div, 1, 0, nanny=True)
+    assert client.run(div, 1, 0, nanny=True, on_error="ignore") == {}
+    assert client.run(inc, 1, nanny=True, wait=False) is None
+    client.restart_workers([first])  # the nanny goes on as before
+    assert set(client.run(os.getpid, nanny=True).values()) == set(beside.values())
+
+
+async def test_workers_without_a_nanny_are_left_out(aclient: Client) -> None:
+    assert await aclient.run(os.getpid, nanny=True) == {}
+    assert await aclient.get_worker_logs(nanny=True) == {}
 
 
 async def test_asynchronous(aclient: Client) -> None:

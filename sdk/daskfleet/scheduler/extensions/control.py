@@ -54,20 +54,21 @@ class Control:
         scheduler._flush()
 
     async def run(
-        self, client: ClientState, call: Serialized, workers: Sequence[str] | None, wait: bool
+        self, client: ClientState, call: Serialized, workers: Sequence[str] | None, wait: bool, nanny: bool = False
     ) -> list[tuple[str, Any]]:
-        """Run a function on workers; ``(address, outcome)`` for each."""
+        """Run a function on workers, or in the nannies of those that have one; ``(address, outcome)`` for each."""
         scheduler = self._scheduler
         call = join(call) if type(call) is tuple else call
 
         async def one(address: str) -> tuple[str, Any]:
             try:
-                value = await scheduler._pool.call(address, "run", call, wait)
+                value = await scheduler._pool.call(address, "run", call, wait, nanny)
             except (OSError, TimeoutError) as error:  # of this worker alone: the others' results count
                 value = dumps((False, error))
             return address, join(value) if type(value) is tuple else value
 
-        return await asyncio.gather(*(one(worker.address) for worker in scheduler.select(workers)))
+        chosen = [worker for worker in scheduler.select(workers) if not nanny or worker.info.get("nanny")]
+        return await asyncio.gather(*(one(worker.address) for worker in chosen))
 
     async def run_on_scheduler(self, client: ClientState, call: Serialized, wait: bool) -> Serialized:
         function, args, kwargs = loads(call)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from daskfleet.dump import without, write_dump
 from daskfleet.http.logs import ring
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import join
@@ -29,6 +30,7 @@ class Looking:
         self._scheduler = scheduler
         ring()  # the last log lines are kept from now on
         scheduler.handle("client", "ask_workers", self.ask_workers)
+        scheduler.handle("client", "dump", self.dump)
         scheduler.handle("client", "nbytes", self.nbytes)
         scheduler.handle("client", "logs", self.logs)
         scheduler.handle("client", "versions", self.versions)
@@ -53,6 +55,26 @@ class Looking:
 
         answers = await asyncio.gather(*(one(worker.address) for worker in self._scheduler.select(names)))
         return [answer for answer in answers if answer is not None]
+
+    async def dump(
+        self,
+        client: ClientState,
+        versions: dict[str, Any],
+        exclude: Sequence[str],
+        file: tuple[str, str, dict[str, Any]] | None,
+    ) -> Any:
+        """All that scheduler and workers know: as plain data, or the name of the file that it was written to."""
+        scheduler = {
+            **self._scheduler.identity(),
+            "tasks": await self.tasks(client, None),
+            "events": await self._scheduler.extensions["events"].get(client, "all"),
+        }
+        workers = dict(await self.ask_workers(client, [], "dump"))
+        state = without(frozenset(exclude), {"scheduler": scheduler, "workers": workers, "versions": versions})
+        if file is None:
+            return state
+        name, format, storage_options = file
+        return await asyncio.to_thread(write_dump, name, format, state, storage_options)
 
     async def nbytes(self, client: ClientState, keys: Sequence[Key] | None, summary: bool) -> list[tuple[Any, int]]:
         """Bytes of each key in memory, or summed up by kind of task."""
