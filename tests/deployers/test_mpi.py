@@ -84,6 +84,14 @@ def test_too_few_ranks(mpirun: mpi.Mpi, tmp_path: Path) -> None:
     assert done.returncode == 1 and "2 MPI ranks are too few, 3 are needed" in done.stderr
 
 
+def test_a_scheduler_that_cannot_start_ends_every_rank(mpirun: mpi.Mpi, tmp_path: Path, monkeypatch) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__PRELOAD", "nosuchmodule")
+    done = mpirun.run(3, mpirun.python, str(script))
+    assert done.returncode == 1 and "the scheduler on rank 0 cannot start: preload nosuchmodule" in done.stderr
+
+
 def test_dask_mpi_until_a_client_ends_it(mpirun: mpi.Mpi, tmp_path: Path, eventually, free_port: int) -> None:
     """With every option of its page, and listed as long as it runs."""
     file = tmp_path / "scheduler.json"

@@ -141,7 +141,8 @@ class Rank:
                     files.write(self.scheduler_file, scheduler.identity(), self.security)
                 self._list(scheduler)
                 told = ("", scheduler.address, self.security.token)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # whatever it is: all others wait for word, and would do so for ever
+                logger.debug("no scheduler", exc_info=True)
                 told = (f"the scheduler on rank {root} cannot start: {error}", "", None)
         problem, self.address, self.security.token = _told_to_all(self.comm, told, root)
         if problem:
