@@ -98,9 +98,17 @@ def seconds(key: str) -> float | None:
     value = get(key)
     if not isinstance(value, str):
         return None if value is None else float(value)
+    return parse_seconds(value)
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of a text such as ``"10 minutes"``, as dask reads it; for ``"60"`` and ``"60s"`` it is not imported."""
+    plain = text.strip().removesuffix("s")
+    if plain.replace(".", "", 1).isdecimal():
+        return float(plain)
     from dask.utils import parse_timedelta
 
-    return float(parse_timedelta(value))
+    return float(parse_timedelta(text))
 
 
 def size(key: str) -> int | None:

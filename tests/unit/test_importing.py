@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from daskfleet import config
 
 
 def run(code, **variables):
@@ -22,6 +23,21 @@ SERVERS = (
 
 def test_servers_do_without_dask():
     assert run(SERVERS + "print('dask' in sys.modules)") == "False"
+
+
+def test_times_are_read_as_dask_reads_them_and_the_plain_ones_without_it():
+    import dask.utils
+
+    plain, others = ["60", "30s", " 1.5 ", "0.2s"], ["10 minutes", "500ms", "1h", "2 s", "1e3", "5 us"]
+    for text in plain + others:
+        assert config.parse_seconds(text) == dask.utils.parse_timedelta(text), text
+    for text in ("soon", "1.2.3", "-"):
+        with pytest.raises((KeyError, ValueError)):
+            config.parse_seconds(text)
+    code = (
+        f"from daskfleet.config import parse_seconds as p; import sys; print([*map(p, {plain})], 'dask' in sys.modules)"
+    )
+    assert run(code) == "[60.0, 30.0, 1.5, 0.2] False"
 
 
 @pytest.mark.parametrize(("text", "asked"), [("# a:\n#   b: 1\n", "False"), ("a:\n  b: 1\n", "True")])

@@ -102,10 +102,8 @@ def seconds(option: str, text: str | None) -> float | None:
     """Seconds of a text such as ``10 minutes``. Raises ValueError that names the option."""
     if not text:
         return None
-    from dask.utils import parse_timedelta
-
     try:
-        return float(parse_timedelta(text))
+        return config.parse_seconds(text)
     except (KeyError, ValueError):
         raise ValueError(f'{option} {text!r}: expected something like "60", "30s" or "10 minutes"') from None
 

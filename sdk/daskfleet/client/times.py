@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 
+from daskfleet import config
+
 
 def seconds(timeout: float | str | None) -> float | None:
     """Seconds, from a number or a text such as ``"10s"``; None for no limit."""
     if timeout is None or isinstance(timeout, (int, float)):
         return timeout
-    from dask.utils import parse_timedelta
-
-    return float(parse_timedelta(timeout))
+    return config.parse_seconds(timeout)
 
 
 def due(timeout: float | str | None) -> float | None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from daskfleet import config
 from daskfleet.http.server import Refused
 from daskfleet.scheduler.http.handler import SchedulerHandler
 from daskfleet.scheduler.state import NO_WORKER, PROCESSING, QUEUED, WAITING, WorkerState
@@ -104,10 +105,8 @@ def _count(given: Any) -> int:
 
 
 def _seconds(text: str) -> float:
-    from dask.utils import parse_timedelta
-
     try:
-        seconds = float(parse_timedelta(text))
+        seconds = config.parse_seconds(text)
     except (TypeError, ValueError, KeyError):
         seconds = math.nan
     if not 0 < seconds < math.inf:
