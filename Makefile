@@ -61,7 +61,7 @@ bench-kubernetes: $(INSTALLED) ## the figures on Kubernetes, against dask-kubern
 bench-operator: $(INSTALLED) ## an operator's figures at a thousand workers on simulated nodes, against dask-kubernetes
 	@$(BIN)/python -m tests.benchmarks.operator $(ARGS)
 
-bench-deployers: $(INSTALLED) ## seconds until 64 workers are there, by SSH, Slurm and MPI, against the peers
+bench-deployers: $(INSTALLED) ## seconds until 64 workers are there, by SSH, three queues and MPI, against the peers
 	@$(BIN)/python -m tests.benchmarks.deployers $(ARGS)
 
 venv: $(INSTALLED) ## the Python environment in .venv

@@ -32,6 +32,7 @@ xprojects NONE
 usage_scaling NONE
 report_variables NONE
 """
+#: With so many slots in it.
 QUEUE = f"""qname work.q
 hostlist {HOST}
 seq_no 0
@@ -46,7 +47,7 @@ qtype BATCH
 ckpt_list NONE
 pe_list NONE
 rerun FALSE
-slots 8
+slots {{slots}}
 tmpdir /tmp
 shell /bin/bash
 prolog NONE
@@ -93,8 +94,8 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[Path]:
-    """Start it; the folder with its commands, to be the first in PATH."""
+def running(folder: Path, slots: int = 8) -> Iterator[Path]:
+    """Start it, for so many jobs at a time; the folder with its commands, to be the first in PATH."""
     need_root("sge_execd")
     need_packages(["sge_qmaster", "sge_execd", "qsub", "qacct"], PACKAGES)
     if own_ip() == "127.0.0.1":
@@ -144,7 +145,7 @@ def running(folder: Path) -> Iterator[Path]:
             return subprocess.run([str(folder / "bin" / "qconf"), *arguments], capture_output=True, text=True)
 
         wait_until(lambda: not conf("-sconf").returncode, "sge_qmaster does not answer")
-        _configure(conf, folder, spool)
+        _configure(conf, folder, spool, slots)
         enter = ["nsenter", "--target", str(master.pid), "--mount", "--uts", "sge_execd"]
         stack.enter_context(daemon(enter, folder / "log" / "execd", env=everything))
 
@@ -160,7 +161,7 @@ def running(folder: Path) -> Iterator[Path]:
         wait_until(lambda: not subprocess.run(listed, capture_output=True).stdout, "jobs of the test do not end")
 
 
-def _configure(conf: Callable[..., subprocess.CompletedProcess[str]], folder: Path, spool: Path) -> None:
+def _configure(conf: Callable[..., subprocess.CompletedProcess[str]], folder: Path, spool: Path, slots: int) -> None:
     def change(show: str, modify: str, **values: str) -> None:
         lines = conf(show).stdout.replace("\\\n", " ").splitlines()
         known = {line.split()[0]: line for line in lines if line and not line.startswith("#")}
@@ -173,7 +174,7 @@ def _configure(conf: Callable[..., subprocess.CompletedProcess[str]], folder: Pa
            reporting_params="accounting=true reporting=false flush_time=00:00:01 joblog=false sharelog=00:00:00",
            mailer="/bin/true", shell_start_mode="unix_behavior")  # fmt: skip
     change("-ssconf", "-Msconf", flush_submit_sec="1", flush_finish_sec="1", schedule_interval="0:0:1")
-    for name, text, option in (("exec_host", EXEC_HOST, "-Ae"), ("queue", QUEUE, "-Aq")):
+    for name, text, option in (("exec_host", EXEC_HOST, "-Ae"), ("queue", QUEUE.format(slots=slots), "-Aq")):
         if option == "-Ae":
             _checked(conf("-ah", HOST), "already")
             _checked(conf("-as", HOST), "already")
