@@ -126,6 +126,28 @@ def test_scheduler_file_across_a_restart(start: Start, tmp_path: Path, eventuall
     assert worker.poll() is None
 
 
+def test_a_scheduler_file_is_whole_whenever_it_is_read(tmp_path: Path) -> None:
+    file, identity = tmp_path / "scheduler.json", {"address": "tcp://10.0.0.1:8786", "workers": ["x" * 100] * 1000}
+    security = Security(token="of-the-cluster")
+    scheduler_file.write(str(file), identity, security)
+    stop = threading.Event()
+
+    def rewrite() -> None:
+        while not stop.is_set():
+            scheduler_file.write(str(file), identity, security)
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        for _ in range(300):
+            found = scheduler_file.read(str(file))
+            assert found.address == identity["address"] and found.security.token == "of-the-cluster"
+    finally:
+        stop.set()
+        writer.join()
+    assert list(tmp_path.iterdir()) == [file], "nothing else is left"
+
+
 def test_a_scheduler_that_moves_is_found_again_by_its_file(start: Start, tmp_path: Path, free_port: int) -> None:
     file = str(tmp_path / "scheduler.json")
     first = start("scheduler", *QUIET, "--scheduler-file", file)

@@ -248,11 +248,11 @@ def test_slurm_answers() -> None:
     slurm = Slurm()
     assert slurm.job_id("123;cluster\n") == "123" and slurm.task_id("123", 4) == "123_4"
     assert slurm.statuses(
-        "12_3|RUNNING|None\n13|PENDING|Resources\n14|OUT_OF_MEMORY|OutOfMemory\n15|COMPLETED|None\n"
+        "12_3|RUNNING|None|n1\n13|PENDING|Resources|\n14|OUT_OF_MEMORY|OutOfMemory|n2\n15|COMPLETED|None|n1\n"
     ) == {
         "12_3": JobStatus(State.running, "RUNNING", "None"),
         "13": JobStatus(State.pending, "PENDING", "Resources"),
-        "14": JobStatus(State.failed, "OUT_OF_MEMORY", "OutOfMemory"),
+        "14": JobStatus(State.failed, "OUT_OF_MEMORY", "OutOfMemory, on n2"),
         "15": JobStatus(State.done, "COMPLETED", "None"),
     }
     assert slurm.read_post_mortem("TIMEOUT|0:0\n") == JobStatus(State.failed, "TIMEOUT", "exit status 0")

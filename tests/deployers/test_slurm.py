@@ -116,7 +116,7 @@ def test_a_job_that_dies_is_shown_with_its_reason_and_log(bed, shared) -> None:
     options = {**shared, "job_script_prologue": ["echo the license server is down", "exit 7"]}
     with SLURMCluster(**options) as cluster:
         cluster.scale(1)
-        why = r"(?s)job \d+ ended: FAILED \(NonZeroExitCode\).*the license server is down"
+        why = r"(?s)job \d+ ended: FAILED \(NonZeroExitCode, on n[12]\).*the license server is down"
         with pytest.raises(DaskfleetError, match=why):
             cluster.wait_for_workers(1, timeout=90)
 
@@ -147,12 +147,27 @@ def test_workers_retire_before_their_walltime(bed, shared, eventually) -> None:
         assert "--lifetime 6900s" in cluster.job_script()
 
 
+SESSION = """
+import time
+from daskfleet import Client
+from daskfleet.deploy.jobqueue import SLURMCluster
+cluster = SLURMCluster(n_workers=1, name="longlived", shutdown_on_close=False, **{options!r})
+cluster.wait_for_workers(1, timeout=60)
+client = Client(cluster)
+client.publish_dataset(answer=client.submit(sum, [20, 22]))
+print("up", flush=True)
+time.sleep(300)
+"""
+
+
 def test_the_scheduler_is_a_job_that_outlives_the_session(bed, shared, eventually, free_port: int) -> None:
     options = {**shared, "scheduler_in_job": True, "scheduler_options": {"dashboard_address": f":{free_port}"}}
-    with SLURMCluster(n_workers=1, name="longlived", shutdown_on_close=False, **options) as cluster:
-        cluster.wait_for_workers(1, timeout=60)
-        with Client(cluster) as client:
-            client.publish_dataset(answer=client.submit(sum, [20, 22]))
+    command = [sys.executable, "-c", SESSION.format(options=options)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as session:
+        assert session.stdout is not None
+        said = session.stdout.readline()
+        session.kill()  # as where a login session ends
+    assert said == "up\n"
     assert {line.split()[1] for line in in_queue()} == {"dask-worker", "dask-worker-scheduler"}
     daskfleet = [str(Path(sys.executable).with_name("daskfleet"))]
     run = lambda *words: subprocess.run([*daskfleet, *words], capture_output=True, text=True, check=True).stdout  # noqa: E731

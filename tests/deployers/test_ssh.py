@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from daskfleet import Client
+from daskfleet.deploy import registry
 from daskfleet.deploy.ssh import SSHCluster, expand_hosts
 from daskfleet.exceptions import DaskfleetError
 
@@ -73,6 +74,9 @@ def test_a_cluster_of_three_hosts(bed: ssh.Bed, who: str, eventually) -> None:
         assert set(client.run(os.getuid).values()) == {uid}
         assert client.gather(client.map(lambda i: i + 1, range(100))) == list(range(1, 101))
         assert cluster.scheduler_address.startswith(f"tcp://{HOSTS[0]}:")
+        assert [entry.name for entry in registry.entries()] == [cluster.name], "daskfleet list shows it"
+        with SSHCluster.from_name(cluster.name) as again:
+            assert again.observed == cluster.observed == {"0", "1"}
         logs = cluster.get_logs()
         assert "registered" in logs["Scheduler"] and "registered with the scheduler" in logs["0"]
         token = cluster.security.token
@@ -80,6 +84,7 @@ def test_a_cluster_of_three_hosts(bed: ssh.Bed, who: str, eventually) -> None:
             "the token is on no command line"
         )
     eventually(lambda: not remains(bed))
+    assert registry.entries() == []
 
 
 def test_several_workers_a_host_and_scale_over_the_pool(bed: ssh.Bed, eventually) -> None:

@@ -1,4 +1,10 @@
-"""Slurm."""
+"""Slurm.
+
+The listing is ``squeue --format``, a line for each of our jobs, and not ``squeue --json``. That leaves the filters
+aside in some releases (22.05, of Debian 12, answers ``--user`` and ``--jobs`` with every job of the site, 3.5 KB each),
+is laid out as that release's data parser has it (a state is a text in one and a list in the next), and is missing where
+Slurm was built without its serializer. What we need of it (state, reason, node) is in the line, in every release.
+"""
 
 from __future__ import annotations
 
@@ -37,22 +43,19 @@ class Slurm(System):
         return match.group(1) if match else super().job_id(output)
 
     def query(self, user: str, ids: Sequence[str]) -> list[str]:
-        # Not --json: sites build Slurm without its serializer, the layout follows the release of its data parser
-        # (a state is a string in one and a list in the next), and it is kilobytes a job where this is a line.
-        return ["squeue", "--noheader", "--array", "--states=all", f"--user={user}", "--format=%i|%T|%r"]
+        return ["squeue", "--noheader", "--array", "--states=all", f"--user={user}", "--format=%i|%T|%r|%N"]
 
     def statuses(self, output: str) -> dict[str, JobStatus]:
         found = {}
         for line in output.splitlines():
-            job, _, rest = line.strip().partition("|")
-            said, _, reason = rest.partition("|")
+            job, said, reason, nodes = (*line.strip().split("|"), "", "", "")[:4]
             state = (
                 State.running if said in _RUNNING
                 else State.pending if said in _PENDING
                 else State.done if said in _DONE
                 else State.failed
             )  # fmt: skip
-            found[job] = JobStatus(state, said, reason)
+            found[job] = JobStatus(state, said, f"{reason}, on {nodes}" if nodes and state is State.failed else reason)
         return found
 
     def post_mortem(self, job_id: str) -> list[str]:
