@@ -7,6 +7,7 @@ asked only when there is something it could answer, or when it is there anyway.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import os
@@ -73,8 +74,19 @@ DEFAULTS: dict[str, Any] = {
     "distributed.admin.log-length": 10_000,
 }
 
-#: Variables that cluster managers set in every pod and job; what they say is read here.
-_KNOWN = {"DASK_SCHEDULER_ADDRESS": "scheduler-address", "DASK_WORKER_NAME": None}
+#: Settings by the variables that cluster managers set in every pod and job; what they say is read here.
+_KNOWN = {
+    "DASK_SCHEDULER_ADDRESS": "scheduler-address",
+    "DASK_WORKER_NAME": None,
+    "DASK_DISTRIBUTED__COMM__DEFAULT_SCHEME": None,  # for upstream's engine
+    "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "distributed.comm.require-encryption",
+    "DASK_DISTRIBUTED__COMM__TLS__CA_FILE": "distributed.comm.tls.ca-file",
+    **{
+        f"DASK_DISTRIBUTED__COMM__TLS__{role.upper()}__{part.upper()}": f"distributed.comm.tls.{role}.{part}"
+        for role in ("scheduler", "worker", "client")
+        for part in ("cert", "key")
+    },
+}
 
 
 def get(key: str, default: Any = None) -> Any:
@@ -89,8 +101,15 @@ def get(key: str, default: Any = None) -> Any:
         return dask.config.get(key, default)
     for variable, name in _KNOWN.items():
         if name == key and variable in os.environ:
-            return os.environ[variable]
+            return _interpret(os.environ[variable])
     return default
+
+
+def _interpret(text: str) -> Any:
+    """The value of a variable, as dask reads it: a literal of Python's or YAML's, else the text."""
+    with contextlib.suppress(SyntaxError, ValueError):
+        return ast.literal_eval(text)
+    return {"none": None, "null": None, "false": False, "true": True}.get(text.lower(), text)
 
 
 def seconds(key: str) -> float | None:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from daskfleet import config
+from daskfleet_operator.plan import tls
 
 
 def run(code, **variables):
@@ -47,6 +48,21 @@ def test_dask_is_asked_for_settings_only_where_there_are_any(tmp_path, text, ask
     (folder / "distributed.yaml").write_text(text)
     code = "import sys; from daskfleet import config; print('dask' in sys.modules or config.get('a.b') == 1)"
     assert run(code, HOME=str(tmp_path)) == asked
+
+
+def test_what_the_operator_sets_in_its_pods_is_read_without_dask():
+    texts = {variable: f"-----BEGIN {variable}" for variable in tls.SECRETS}
+    code = """
+import sys
+from daskfleet import config
+from daskfleet.security import Security
+made = Security()
+print(config.get("distributed.logging"), made.require_encryption, made.tls_worker_key, "dask" in sys.modules)
+"""
+    variables = {"DASK_SCHEDULER_ADDRESS": "tls://x:1", "DASK_WORKER_NAME": "w", **tls.SETTINGS, **texts}
+    key = texts["DASK_DISTRIBUTED__COMM__TLS__WORKER__KEY"]
+    assert run(code, HOME="/nonexistent", **variables) == f"{{}} True {key} False"
+    assert run("import dask;" + code, HOME="/nonexistent", **variables) == f"{{}} True {key} True"
 
 
 def test_a_client_is_there_without_dask():
