@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -21,3 +23,9 @@ def build(folder: Path, name: str, version: str, source: str) -> Path:
         for file, content in files.items():
             wheel.writestr(file, content)
     return path
+
+
+def download(folder: Path, requirement: str) -> None:
+    """Get the wheel of a package, as pip is configured here, into `folder`."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--only-binary=:all:", "--dest", folder, requirement], check=True, timeout=120)

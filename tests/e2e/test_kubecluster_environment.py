@@ -1,7 +1,9 @@
 """Packages that only the workers have, installed in real pods from an index in the same cluster."""
 
 import base64
+import io
 import json
+import tarfile
 import time
 import warnings
 
@@ -9,9 +11,10 @@ import kubeclusters as bed
 import pytest
 from daskfleet import KubeCluster
 from daskfleet.deploy.kubernetes import StartFailed, make_worker_spec
+from daskfleet.deploy.kubernetes.install import RATTLER
 from daskfleet.versions import VersionMismatchWarning
 
-from tests import wheels
+from tests import channels, wheels
 
 SERVE = """
 import base64, http.server, pathlib, sys
@@ -20,9 +23,15 @@ http.server.test(http.server.SimpleHTTPRequestHandler, http.server.ThreadingHTTP
 """
 
 
+UNPACK = """
+import base64, io, sys, tarfile
+tarfile.open(fileobj=io.BytesIO(base64.b64decode(sys.stdin.read()))).extractall()
+"""
+
+
 @pytest.fixture
-def requirements(operator_in_cluster, namespace, tmp_path):
-    """A requirements file with a package that a pod serves."""
+def host(operator_in_cluster, namespace, tmp_path):
+    """The address of a pod that serves a package."""
     wheel = wheels.build(tmp_path, "colour", "1.0", "name = 'blue'\n")
     served = base64.b64encode(wheel.read_bytes()).decode()
     container = {"name": "index", "image": bed.DEFAULT_IMAGE, "workingDir": "/tmp"}
@@ -33,7 +42,12 @@ def requirements(operator_in_cluster, namespace, tmp_path):
     kubectl = operator_in_cluster.kubectl
     kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(pod))
     kubectl("-n", namespace, "wait", "--for=condition=Ready", "pod/index", "--timeout=60s")
-    host = kubectl("-n", namespace, "get", "pod", "index", "-o", "jsonpath={.status.podIP}").strip()
+    return kubectl("-n", namespace, "get", "pod", "index", "-o", "jsonpath={.status.podIP}").strip()
+
+
+@pytest.fixture
+def requirements(host, tmp_path):
+    """A requirements file with that package."""
     path = tmp_path / "requirements.txt"
     path.write_text(f"--no-index\n--find-links http://{host}:8000/\n--trusted-host {host}\ncolour==1.0\n")
     return path
@@ -78,6 +92,29 @@ def test_it_is_each_pods_own_by_default_and_why_it_fails_is_told(requirements, n
         cluster.add_worker_group("bad", custom_spec=make_worker_spec(n_workers=1, environment=requirements))
         with pytest.raises((StartFailed, TimeoutError), match=r"its initContainer environment ended.*no-such-package"):
             cluster.wait_for_workers(2, timeout=10)
+
+
+def test_an_image_without_conda_gets_a_conda_environment_from_a_channel(host, namespace, operator_in_cluster, tmp_path):
+    kubectl = operator_in_cluster.kubectl
+    index = ("-n", namespace, "exec", "-i", "index", "--", "python3", "-c")
+    served = tmp_path / "served"
+    channels.build(served / "channel", kubectl(*index, "import sys; print('%d.%d' % sys.version_info[:2])").strip())
+    wheels.download(served, RATTLER)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.add(served, ".")
+    kubectl(*index, UNPACK, input=base64.b64encode(packed.getvalue()).decode())
+    path = tmp_path / "conda.yml"
+    path.write_text(f"channels: ['http://{host}:8000/channel']\ndependencies: [colour=1.0]\n")
+    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": f"http://{host}:8000/", "PIP_TRUSTED_HOST": host}
+    with (
+        KubeCluster(name="c", namespace=namespace, n_workers=1, environment=path, env=pip) as cluster,
+        cluster.get_client() as client,
+    ):
+        assert client.submit(colour).result(timeout=60) == "blue"
+        (pod,) = cluster.requested
+        log = kubectl("-n", namespace, "logs", pod, "-c", "environment")
+    assert f"http://{host}:8000/channel/noarch/colour-1.0-0.tar.bz2" in log.splitlines()
 
 
 # A notebook in the cluster whose user has installed a package.

@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from daskfleet.deploy.kubernetes import install, make_cluster_spec, make_worker_spec
 from daskfleet.deploy.kubernetes.environment import FOLDER, load_environment
 from daskfleet.versions import mismatches
 
-from tests import wheels
+from tests import channels, wheels
 
 
 def test_the_image_is_enough_by_default():
@@ -137,10 +138,10 @@ def test_what_cannot_be_installed_says_so_and_is_tried_again(install_here):
     assert done.stderr.endswith("the environment cannot be installed: pip says why above\n")
 
 
-# In conda's place, which is in no package index but its own: takes its command line and leaves a prefix as it does.
+# In the place of conda's own programs, which are in no package index: takes their command line and leaves a prefix.
 MICROMAMBA = """#!/bin/sh
-[ "$1 $2 $3 $4 $6" = "env create --yes --prefix --file" ] || exit 2
-mkdir -p "$5/conda-meta" "$5/lib" && . "$7"
+[ "$1 $2 $3 $4 $6" = "env create --yes --prefix --file" ] && grep -q '"numpy=2"' "$7" || exit 2
+mkdir -p "$5/conda-meta" "$5/lib" && eval "$MAKE"
 """
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -160,16 +161,60 @@ def test_a_conda_environment_is_used_if_it_has_the_images_python(install_here, t
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     packages = f'"$5/lib/{made}/site-packages"'
     script = f"mkdir -p {packages}; echo 'name = \"blue\"' > {packages}/colour.py" if made.startswith("py") else made
-    done, target = install_here(script, "environment.yml")
+    monkeypatch.setenv("MAKE", script)
+    done, target = install_here("dependencies: [numpy=2]\n", "environment.yml")
     assert (done.returncode, (target / "complete").exists()) == ((1, False) if why else (0, True)), done.stderr
     assert why in done.stderr
     assert why or "blue" in (target / "site" / "colour.py").read_text()
 
 
-def test_a_conda_environment_needs_an_image_with_conda(install_here, monkeypatch):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("numpy\n", "has no list of dependencies"),
+        ("dependencies: [\n", "is no YAML"),
+        ("dependencies: [{npm: [x]}]\n", "is no dependency such as numpy=2"),
+    ],
+)
+def test_what_is_no_conda_environment_is_refused_at_once(tmp_path, text, why):
+    (tmp_path / "conda.yml").write_text(text)
+    with pytest.raises(ValueError, match=why):
+        load_environment(tmp_path / "conda.yml")
+
+
+@pytest.fixture
+def without_conda(tmp_path, monkeypatch):
+    """No conda is here, and pip finds only what is in the folder that this is."""
     monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    return tmp_path
+
+
+def test_an_image_without_conda_gets_a_conda_environment_all_the_same(install_here, without_conda, monkeypatch):
+    with monkeypatch.context() as outside:
+        outside.delenv("PIP_NO_INDEX")
+        wheels.download(without_conda, install.RATTLER)
+    wheels.build(without_conda, "shade", "1.0", "name = 'dark'\n")
+    channels.build(without_conda / "channel", PYTHON.removeprefix("python"), home=Path(sys.base_prefix, "bin"))
+    environment = f"channels: ['file://{without_conda}/channel']\ndependencies: [colour=1.0, pip: [shade]]\n"
+    done, target = install_here(environment, "environment.yml")
+    assert done.returncode == 0, done.stderr
+    code = "import colour, shade; print(shade.name, colour.name)"
+    seen = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(target / "site")}, capture_output=True, text=True
+    )
+    assert seen.stdout == "dark blue\n", seen.stderr
+    assert "/noarch/colour-1.0-0.tar.bz2" in done.stdout and "python-3.99" not in done.stdout
+    assert sorted(path.name for path in target.parent.iterdir()) == [target.name, f"{target.name}.lock"]
+    done, _ = install_here(environment.replace("1.0", "7"), "environment.yml")
+    assert done.returncode == 1 and "colour 7" in done.stderr and done.stderr.endswith("rattler says why above\n")
+
+
+def test_what_conda_needs_is_said_where_it_cannot_be_had(install_here, without_conda):
     done, _ = install_here("dependencies: [numpy]\n", "environment.yml")
-    assert "the image has none of micromamba, mamba and conda" in done.stderr
+    assert done.returncode == 1
+    assert "the image has none of micromamba, mamba and conda, and pip cannot install py-rattler" in done.stderr
 
 
 def test_the_program_stands_alone():

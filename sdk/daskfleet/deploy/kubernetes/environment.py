@@ -3,7 +3,8 @@
 A requirements file, a conda environment or this very Python's packages are installed by an init container before a
 worker starts, into a virtual environment that is named by the hash of what was asked for. The file travels inside the
 pod's specification, so users need no further rights and nothing is left behind; the program that installs it
-(`daskfleet.deploy.kubernetes.install`) travels along, so any image with Python and pip will do.
+(`daskfleet.deploy.kubernetes.install`) travels along, so any image with Python and pip will do. A conda environment
+travels as JSON, which is YAML too: conda's own programs read it, and so does Python's standard library.
 
 Where it is installed to is a volume. By default it is the pod's own, which every cluster allows and nobody else can
 write to. A volume that pods share, `cache`, has it installed once for all of them: a ``hostPath`` once for each node,
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 import sys
 import zlib
@@ -79,7 +81,8 @@ def load_environment(environment: str | Path | None) -> Environment | None:
     ----------
     environment
         None or ``image`` for what the image has; ``local`` for the packages of this Python, in its versions; else the
-        path of a requirements or lock file (``.txt``) or of a conda environment (``.yml``, ``.yaml``).
+        path of a requirements or lock file (``.txt``) or of a conda environment (``.yml``, ``.yaml``), of which
+        ``channels`` and ``dependencies`` count.
 
     Raises
     ------
@@ -96,7 +99,7 @@ def load_environment(environment: str | Path | None) -> Environment | None:
     elif path.suffix == ".txt":
         found = Environment("pip", "\n".join(_requirements(path)) + "\n")
     elif path.suffix in (".yml", ".yaml"):
-        found = Environment("conda", path.read_text())
+        found = Environment("conda", json.dumps(_conda(path)))
     else:
         raise ValueError(
             f"environment={str(environment)!r}: a requirements file (.txt), a conda environment (.yml), 'local' for "
@@ -126,6 +129,22 @@ def _requirements(path: Path) -> Iterator[str]:
             raise ValueError(f"{path}: {text!r} is only on this machine, not where workers run")
         elif text and not text.startswith("#"):
             yield text
+
+
+def _conda(path: Path) -> dict[str, Any]:
+    """What a conda environment file describes."""
+    import yaml
+
+    try:
+        described: Any = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from None
+    if not isinstance(described, dict) or not isinstance(described.get("dependencies"), list):
+        raise ValueError(f"{path} is no conda environment: it has no list of dependencies")
+    for entry in described["dependencies"]:
+        if not isinstance(entry, str) and not (isinstance(entry, dict) and list(entry) == ["pip"]):
+            raise ValueError(f"{path}: {entry!r} is no dependency such as numpy=2, nor a list under pip")
+    return described
 
 
 def _packed(content: str) -> str:

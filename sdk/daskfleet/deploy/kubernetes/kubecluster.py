@@ -17,7 +17,7 @@ from daskfleet.deploy.kubernetes import fixed, lifecycle
 from daskfleet.deploy.kubernetes import spec as specs
 from daskfleet.deploy.kubernetes.api import Api, load_library
 from daskfleet.deploy.kubernetes.connected import ConnectedCluster
-from daskfleet.deploy.kubernetes.credentials import configured_context
+from daskfleet.deploy.kubernetes.credentials import configured_context, is_configured
 from daskfleet.deploy.kubernetes.errors import ClusterExists, KubernetesError, StartTimeout
 from daskfleet.deploy.kubernetes.link import Link
 from daskfleet.deploy.kubernetes.options import CreateMode, configured, load_spec
@@ -27,6 +27,11 @@ from daskfleet.deploy.status import Status
 
 # Seconds that `close` waits for the garbage collector to reach the pods; it will, also without us.
 CLOSE_PATIENCE = 5.0
+
+# A quarter of a second of imports that nobody is to wait for who makes a cluster, nor who has no Kubernetes.
+if is_configured():
+    with contextlib.suppress(ImportError):  # `KubeCluster` says what is missing
+        load_library()
 
 
 class KubeCluster(ConnectedCluster):
@@ -82,8 +87,9 @@ class KubeCluster(ConnectedCluster):
         resources. Of a cluster that exists it is found out.
     environment
         What the workers are to have besides their image's packages: a requirements or lock file (``.txt``), a conda
-        environment (``.yml``; the image must have conda), ``local`` for the packages of this Python, ``image`` for
-        nothing. It is installed before a worker starts; what is already in the image is not installed again.
+        environment (``.yml``), ``local`` for the packages of this Python, ``image`` for nothing. It is installed before
+        a worker starts; of the first and the third, what is already in the image is not installed again. Conda
+        environments are installed by the image's micromamba, mamba or conda, else by rattler, which pip gets.
     environment_cache
         The source of a volume that pods share, for it to be installed once and not in each pod:
         ``{"hostPath": {"path": "/var/cache/daskfleet"}}`` for once on each node, where pods may use that, or
