@@ -162,7 +162,7 @@ def _announce(scheduler: Scheduler, guard: Security) -> None:
         host = scheduler.address.partition("://")[2].rpartition(":")[0]
         page = f"http://{host}:{scheduler.dashboard_port}{scheduler.http.mounts.prefix}/status"
         logger.info("  dashboard at: %25s", page)
-    if not guard.token and not guard.encrypted:
+    if not guard.token and not guard.encrypted and not scheduler.address.startswith("unix:"):
         logger.warning(
             "No token: whoever reaches this port can run code here. Set DASKFLEET_TOKEN for scheduler, workers and "
             "clients, or use --scheduler-file, to close it."

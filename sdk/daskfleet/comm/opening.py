@@ -254,7 +254,8 @@ async def listen(
     Parameters
     ----------
     scheme
-        ``tcp``, ``tls``, ``unix`` (this machine only) or ``inproc`` (this event loop only). At a ``tcp`` address the
+        ``tcp``, ``tls``, ``unix`` (this machine only; without a token our own user and root only) or ``inproc`` (this
+        event loop only). At a ``tcp`` address the
         latter two are at home as well, for whoever is near, unless `shortcut` is False.
 
     Raises
@@ -270,7 +271,7 @@ async def listen(
         return Listener(address, [], inproc.InprocListener(address.host, address.port, token, on_connection))
     offered(config.get("distributed.comm.compression"))  # a mistake in it is to be known now
     loop = asyncio.get_running_loop()
-    accepted = _acceptor(token, on_connection)
+    accepted = _acceptor(token, on_connection, own_only=scheme == "unix" and token is None)
     sock = _bind(scheme, host, port)
     servers, local = [], None
     if scheme == "unix":
@@ -307,8 +308,8 @@ def _bind(scheme: str, host: str, port: int | range) -> socket.socket:
     raise ValueError(f"no port to listen on: {port}")
 
 
-def _acceptor(token: str | None, on_connection: Callable[[Connection], Any]) -> type[StreamConnection]:
-    """What a server makes of each socket that it accepts."""
+def _acceptor(token: str | None, on_connection: Callable[[Connection], Any], own_only: bool) -> type[StreamConnection]:
+    """What a server makes of each socket that it accepts; with `own_only`, none of another user's."""
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -326,6 +327,10 @@ def _acceptor(token: str | None, on_connection: Callable[[Connection], Any]) -> 
             super().connection_made(transport)
             sock = self.options_socket
             if sock.family == socket.AF_UNIX:
+                if own_only and not unix.trusted(sock):
+                    logger.warning("refused a connection of another user of this machine, who would need a token")
+                    self.abort()
+                    return
                 unix.tune(sock)
                 self.peer = "this machine"
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -334,6 +335,26 @@ async def test_addresses_of_this_machine_only(serve: Any, scheme: str) -> None:
     connection.close()
     with pytest.raises(ConnectionRefusedError, match=f"cannot connect to {scheme}://127.0.0.1:1"):
         await connect(f"{scheme}://127.0.0.1:1")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can act as somebody else")
+async def test_a_unix_address_without_a_token_is_closed_to_other_users(serve: Any) -> None:
+    _, address = await serve("127.0.0.1", scheme="unix")
+    code = (
+        "import asyncio, os, sys; from daskfleet.comm import connect; os.setgid(65534); os.setuid(65534)\n"
+        "async def come():\n"
+        "    connection = await connect(sys.argv[1])\n"
+        "    return await connection.call('echo', 'in')\n"
+        "try: print(asyncio.run(asyncio.wait_for(come(), 60)))\n"
+        "except OSError as error: print('refused:', error)"
+    )
+    command = [sys.executable, "-c", code, address]
+    somebody = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    said, _ = await somebody.communicate()
+    assert said.startswith(b"refused: "), said
+    connection = await connect(address)
+    assert await connection.call("echo", "own") == ("own",)
+    connection.close()
 
 
 async def test_what_a_call_carries_within_a_process_is_a_copy(serve: Any) -> None:

@@ -90,6 +90,7 @@ def test_unix_sockets_and_no_port_at_all(command: Any) -> None:
         assert client.submit(sum, [1, 2]).result(timeout=60) == 3
         assert [worker.partition(":")[0] for worker in client.has_what()] == ["unix"]
         assert not psutil.Process(one.process.pid).net_connections("inet")
+    assert not any("No token" in line for line in one.log), "nobody but this user can reach it"
 
 
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
