@@ -33,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": 3,
     "distributed.scheduler.bandwidth": 100_000_000,  # bytes a second
     "distributed.scheduler.idle-timeout": None,
+    "distributed.scheduler.idle-with-clients": True,  # ours: whether it can be idle while clients are connected
     "distributed.scheduler.no-workers-timeout": None,
     "distributed.scheduler.preload": (),
     "distributed.scheduler.preload-argv": (),
@@ -80,6 +81,7 @@ _KNOWN = {
     "DASK_WORKER_NAME": None,
     "DASK_DISTRIBUTED__COMM__DEFAULT_SCHEME": None,  # for upstream's engine
     "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "distributed.comm.require-encryption",
+    "DASK_DISTRIBUTED__SCHEDULER__IDLE_WITH_CLIENTS": "distributed.scheduler.idle-with-clients",
     "DASK_DISTRIBUTED__COMM__TLS__CA_FILE": "distributed.comm.tls.ca-file",
     **{
         f"DASK_DISTRIBUTED__COMM__TLS__{role.upper()}__{part.upper()}": f"distributed.comm.tls.{role}.{part}"

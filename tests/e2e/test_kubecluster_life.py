@@ -34,7 +34,9 @@ time.sleep(100)
 """
 HALF_WAY = """
 from daskfleet import KubeCluster
-KubeCluster(name="half", namespace={namespace!r}, idle_timeout=2)
+from daskfleet.deploy.kubernetes import spec
+spec.ABANDONED_AFTER = 2
+KubeCluster(name="half", namespace={namespace!r})
 """
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from daskfleet import KubeCluster
+from daskfleet.deploy.kubernetes import spec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from operator_bed import Json, Namespace, eventually
@@ -233,10 +234,15 @@ def test_an_autoscaler_brings_workers_for_work_and_takes_them_away_without_losin
     assert "each ran once" in log
 
 
-def test_an_idle_cluster_is_ended_and_a_busy_one_is_not(lab: Namespace) -> None:
+def test_an_idle_cluster_is_ended_and_one_that_is_busy_or_in_use_is_not(
+    lab: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lab.apply(cluster("idle", 1, idleTimeout=3))
-    made = KubeCluster(name="busy", namespace=lab.name, n_workers=1, idle_timeout=5, quiet=True)
-    with made as busy, busy.get_client() as client:
-        client.submit(time.sleep, 9).result(timeout=90)
-        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+    monkeypatch.setattr(spec, "ABANDONED_AFTER", 6)
+    with KubeCluster(name="used", namespace=lab.name, quiet=True) as used, used.get_client() as user:
+        made = KubeCluster(name="busy", namespace=lab.name, n_workers=1, idle_timeout=5, quiet=True)
+        with made as busy, busy.get_client() as client:
+            client.submit(time.sleep, 9).result(timeout=90)
+            assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+        assert lab.get("dsk", "used") and user.scheduler_info()["workers"] == {}
     eventually(lambda: not lab.get("dsk", "idle"), "the idle cluster to go", 60)

@@ -103,6 +103,7 @@ class Scheduler(Peers):
         self.idle_timeout = (
             config.seconds("distributed.scheduler.idle-timeout") if idle_timeout is None else idle_timeout
         )
+        self._idle_with_clients = bool(config.get("distributed.scheduler.idle-with-clients"))
         self._idle_from: float | None = time.monotonic()  # whose clock nobody sets
         self.started = time.time()
         self.dashboard_address = dashboard_address
@@ -189,8 +190,17 @@ class Scheduler(Peers):
         self._finished.set()
 
     @property
+    def busy(self) -> bool:
+        """Whether there is work; or, where that counts as well, somebody connected who may send some."""
+        counts = self.state.counts
+        if counts[WAITING] or counts[QUEUED] or counts[PROCESSING] or counts[NO_WORKER]:
+            return True
+        clients = () if self._idle_with_clients else self.state.clients.values()
+        return any(client.worker is None and client not in self.own_clients for client in clients)
+
+    @property
     def idle_since(self) -> float | None:
-        """Seconds since the epoch; None while there is work."""
+        """Seconds since the epoch; None while it is `busy`."""
         return None if self._idle_from is None else time.time() - (time.monotonic() - self._idle_from)
 
     @property
@@ -206,8 +216,7 @@ class Scheduler(Peers):
         while True:
             await asyncio.sleep(TICK)
             now = time.monotonic()
-            counts = self.state.counts
-            if counts[WAITING] or counts[QUEUED] or counts[PROCESSING] or counts[NO_WORKER]:
+            if self.busy:
                 self._idle_from = None
                 self.state.rebalance()
                 self._flush()

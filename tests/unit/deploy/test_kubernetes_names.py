@@ -40,12 +40,12 @@ PARAMETERS = [
     ("image", "reg/x:1", both("image"), ["reg/x:1"] * 2, None),
     ("n_workers", 3, lambda c: c._spec["spec"]["worker"]["replicas"], 3, 0),
     ("resources", LIMITS, both("resources"), [LIMITS] * 2, [{}] * 2),
-    ("env", {"COLOUR": "blue"}, both("env"), [BLUE] * 2, [[]] * 2),
+    ("env", {"COLOUR": "blue"}, lambda c: [each["env"][:1] for each in (scheduler(c), worker(c))], [BLUE] * 2, None),
     ("worker_command", "my worker", lambda c: worker(c)["args"][:2], ["my", "worker"], ["dask-worker", "--name"]),
     ("port_forward_cluster_ip", True, lambda c: c._forward, True, None),
     ("create_mode", "CONNECT_ONLY", lambda c: c.create_mode, CreateMode.CONNECT_ONLY, MODE),
     ("shutdown_on_close", False, lambda c: c.shutdown_on_close, False, True),
-    ("idle_timeout", 60, lambda c: c._spec["spec"]["idleTimeout"], 60, 0),
+    ("idle_timeout", 60, lambda c: c._spec["spec"]["idleTimeout"], 60, 3600),
     ("resource_timeout", 5, lambda c: c.resource_timeout, 5.0, 60.0),
     (
         "scheduler_service_type",
@@ -68,6 +68,20 @@ def test_a_parameter_shows_where_it_should(name, value, look, shows, default):
     assert look(made(**{name: value})) == shows
     if default is not None:
         assert look(made()) == default
+
+
+def test_only_what_ends_with_its_session_is_ended_when_that_was_killed():
+    def ends(**options):
+        cluster = made(**options)
+        names = [entry["name"] for entry in cluster._spec["spec"]["scheduler"]["spec"]["containers"][0]["env"]]
+        return cluster._spec["spec"]["idleTimeout"], "DASK_DISTRIBUTED__SCHEDULER__IDLE_WITH_CLIENTS" in names
+
+    assert ends() == (3600, True)
+    assert ends(shutdown_on_close=False) == ends(idle_timeout=0) == ends(engine="dask") == (0, False)
+    assert ends(idle_timeout=60) == (60, False)
+    assert ends(custom_cluster_spec=CUSTOM) == (0, False)
+    with dask.config.set({"kubernetes.idle-timeout": 0}):
+        assert ends() == (0, False)
 
 
 CONFIGURABLE = [row for row in PARAMETERS if row[0] not in NOT_CONFIGURABLE]

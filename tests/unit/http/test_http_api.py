@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import dask
 import pytest
-from asking import until
+from asking import Site, until
+from daskfleet import Client, Scheduler, Worker, get_client
 
 
 async def test_get_workers(site, add_worker):
@@ -30,6 +32,25 @@ async def test_check_idle_says_busy_as_soon_as_there_is_work(site, add_worker, c
     await until(lambda: scheduler.state.counts["processing"])
     assert (await site.json("/api/v1/check_idle"))["idle_since"] is None
     del future
+
+
+async def test_where_clients_count_it_is_idle_when_the_last_is_gone():
+    with dask.config.set({"distributed.scheduler.idle-with-clients": False}):
+        scheduler = Scheduler(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0")
+    async with scheduler, Worker(scheduler.address, nthreads=1):
+        site = Site(scheduler.http.port)
+
+        async def idle():
+            return (await site.json("/api/v1/check_idle"))["idle_since"] is not None
+
+        assert await idle()
+        async with Client(scheduler.address, asynchronous=True) as client:
+            await client.submit(lambda: get_client().id)  # the worker's client stays, and is nobody
+            await until(lambda: scheduler.idle_since is None)
+            assert not await idle()
+        await until(lambda: scheduler.idle_since is not None)
+        assert await idle()
+        assert any(client.worker for client in scheduler.clients.values())
 
 
 async def test_adaptive_target_counts_only_the_workers_named(site, add_worker):

@@ -71,6 +71,8 @@ class KubeCluster(ConnectedCluster):
     idle_timeout
         Seconds without work after which the operator deletes the cluster, 0 for never: what ends a cluster that nobody
         comes back to, or whose session was killed, even before its scheduler was up (then after 15 minutes at least).
+        By default never, but a cluster with our engine that ends with its session (`shutdown_on_close`) is ended as
+        well when for an hour no client has been connected and nothing has been computed: its session was killed.
     resource_timeout
         Seconds within which the scheduler must answer.
     scheduler_service_type
@@ -168,6 +170,7 @@ class KubeCluster(ConnectedCluster):
         self.namespace = self.namespace or (custom or {}).get("metadata", {}).get("namespace")
         chosen = configured("name", name, None) or (custom or {}).get("metadata", {}).get("name") or specs.new_name()
         super().__init__(name=specs.check_name(chosen), asynchronous=asynchronous, loop=loop, quiet=quiet)
+        idle_timeout = configured("idle-timeout", idle_timeout, None)
         self._spec = custom or specs.make_cluster_spec(
             self.name,
             self.image,
@@ -176,12 +179,14 @@ class KubeCluster(ConnectedCluster):
             self._env,
             self._worker_command,
             str(configured("scheduler-service-type", scheduler_service_type, "ClusterIP")),
-            float(configured("idle-timeout", idle_timeout, 0)),
+            float(idle_timeout or 0),
             jupyter,
             self.engine,
             **self._environment,
             tls=configured("tls", tls, None),
         )
+        if idle_timeout is None and custom is None and self.shutdown_on_close and self.engine == "daskfleet":
+            specs.end_when_abandoned(self._spec)
         self._spec.setdefault("metadata", {})["name"] = self.name
         if not self._asynchronous:
             load_library()  # on the caller's thread: it takes a third of a second, and others may be using the loop

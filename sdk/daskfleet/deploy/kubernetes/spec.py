@@ -47,6 +47,9 @@ ENGINES = {
     "dask": Engine("ghcr.io/dask/dask:latest", ("dask", "scheduler"), ("dask", "worker")),  # distributed's commands
 }
 
+#: Seconds without a client and without work after which a cluster is ended that its session would have ended, too.
+ABANDONED_AFTER = 3600
+
 # The operator derives names such as `{cluster}-default-worker-…` within the 63 characters of a label.
 LONGEST_NAME = 53
 
@@ -196,6 +199,13 @@ def make_cluster_spec(
             "scheduler": make_scheduler_spec(name, image, resources, env, scheduler_service_type, jupyter, engine),
         },
     }
+
+
+def end_when_abandoned(cluster: Spec) -> None:
+    """Have a cluster end `ABANDONED_AFTER` its last client and its last task, and never while there is one."""
+    cluster["spec"]["idleTimeout"] = ABANDONED_AFTER
+    (container,) = cluster["spec"]["scheduler"]["spec"]["containers"]
+    container["env"].append({"name": "DASK_DISTRIBUTED__SCHEDULER__IDLE_WITH_CLIENTS", "value": "false"})
 
 
 def make_worker_spec(

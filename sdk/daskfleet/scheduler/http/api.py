@@ -15,7 +15,7 @@ from typing import Any
 from daskfleet import config
 from daskfleet.http.server import Refused
 from daskfleet.scheduler.http.handler import SchedulerHandler
-from daskfleet.scheduler.state import NO_WORKER, PROCESSING, QUEUED, WAITING, WorkerState
+from daskfleet.scheduler.state import WorkerState
 
 
 class ApiHandler(SchedulerHandler):
@@ -42,12 +42,10 @@ class AdaptiveTarget(ApiHandler):
 
 
 class CheckIdle(ApiHandler):
-    """``{"idle_since": seconds since the epoch}``, null while there is work."""
+    """``{"idle_since": seconds since the epoch}``, null while it is busy."""
 
     def get(self) -> None:
-        counts = self.scheduler.state.counts
-        busy = counts[WAITING] or counts[QUEUED] or counts[PROCESSING] or counts[NO_WORKER]
-        self.write_json({"idle_since": None if busy else self.scheduler.idle_since})
+        self.write_json({"idle_since": None if self.scheduler.busy else self.scheduler.idle_since})
 
 
 class WorkersToClose(ApiHandler):
