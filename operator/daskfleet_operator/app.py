@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 LEASE_NAME = "daskfleet-operator"
 WATCHED = (POD, SERVICE, DEPLOYMENT, BUDGET)
+REST = 2e-4  # seconds between passes for each pod of a cluster, ten times what a pass computes for it
 
 
 class Operator:
@@ -59,7 +60,9 @@ class Operator:
         self._woken: dict[Key, float] = {}
         self.metrics = Metrics()
         self.api = Api(connection, connections=settings.connections, on_request=self.metrics.request)
-        self.queue: WorkQueue[Key] = WorkQueue(self._pass, concurrency=settings.concurrency, on_error=self._on_error)
+        self.queue: WorkQueue[Key] = WorkQueue(
+            self._pass, concurrency=settings.concurrency, on_error=self._on_error, rest=self._rest
+        )
         self.store = Store(self._wake, settings.cluster_domain)
         self.schedulers = Schedulers(self.api)
         self.reconciler = Reconciler(
@@ -99,6 +102,9 @@ class Operator:
             return await self.reconciler.pass_over(key)
         finally:
             self.metrics.passes.observe(self._clock() - begun)
+
+    def _rest(self, key: Key) -> float:
+        return REST * self.store.pods_of(key)
 
     def _on_error(self, key: Key, error: Exception) -> None:
         self.metrics.errors.add(kind=type(error).__name__)

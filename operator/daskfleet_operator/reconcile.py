@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 ROUNDS = 6
 SOON = 0.2  # seconds until Kubernetes has deleted what belonged to a resource that is gone
-COUNTS_EVERY = 0.25  # seconds
+COUNTS_EVERY, COUNTS_PER_POD = 0.25, 1e-3  # seconds between writes of counts: a second for a thousand pods
 Memory = model.Memory
 
 
@@ -147,7 +147,7 @@ class Reconciler:
         if resource is None or (old := resource.get("status") or {}) == write.status:
             return None
         what, now = f"{write.kind.name}/{write.name}", self._now()
-        due = observed.memory.told.get(what, 0.0) + COUNTS_EVERY
+        due = observed.memory.told.get(what, 0.0) + max(COUNTS_EVERY, COUNTS_PER_POD * len(observed.pods))
         if now < due and only_counts(old, write.status):
             return due
         try:

@@ -86,7 +86,11 @@ class Store:
             return
         parser = PARSERS.get(kind)
         new = _slim(object) if parser is None else parser(object)
+        if isinstance(new, Pod):
+            new = _marked(new, entry)
         entry.objects[kind][meta["name"]] = new
+        if kind is WORKERGROUP and (known is None or _record(known) != _record(new)):
+            _mark_all(entry)
         if kind is CLUSTER and known is not None and uid_of(known) != meta["uid"]:
             entry.memory = Memory()  # another cluster by an old name: nothing known of that one holds for it
         if known is None or _material(known) != _material(new):
@@ -167,7 +171,7 @@ class Store:
         entry = self._entries.get(key) or Entry()
         objects = entry.objects
         groups = tuple(map(_sure, objects[WORKERGROUP].values()))
-        pods = (_told(pod, entry.memory) for pod in objects[POD].values() if isinstance(pod, Pod))
+        pods = (_told(pod, entry.memory) for pod in _pods(entry))
         scheduler = names.scheduler_name(key.name)
         return Observed(
             key=key,
@@ -175,7 +179,7 @@ class Store:
             groups=groups,
             autoscalers=tuple(map(_sure, objects[AUTOSCALER].values())),
             job=_custom(objects[JOB].get(key.name)),
-            pods=waves.marked(pods, groups),
+            pods=tuple(pods),
             deployment=_typed(objects[DEPLOYMENT].get(scheduler), Deployment),
             deployments={name: it for name, it in objects[DEPLOYMENT].items() if isinstance(it, Deployment)},
             service=_typed(objects[SERVICE].get(scheduler), Service),
@@ -199,10 +203,14 @@ class Store:
             if cluster is not None:
                 yield (cluster.get("status") or {}).get("phase", "Unknown")
 
+    def pods_of(self, key: Key) -> int:
+        """How many pods a cluster has."""
+        entry = self._entries.get(key)
+        return 0 if entry is None else len(entry.objects[POD])
+
     def pods(self) -> Iterator[Pod]:
         for entry in self._entries.values():
-            pods = (pod for pod in entry.objects[POD].values() if isinstance(pod, Pod))
-            yield from waves.marked(pods, tuple(map(_sure, entry.objects[WORKERGROUP].values())))
+            yield from _pods(entry)
 
 
 def key_of(kind: Kind, object: Json) -> Key | None:
@@ -240,6 +248,26 @@ def _material(known: Json | Parsed) -> object:
         return replace(known, version=0)
     meta = {key: value for key, value in known["metadata"].items() if key != "resourceVersion"}
     return {**known, "metadata": meta, "status": None}
+
+
+def _pods(entry: Entry) -> Iterator[Pod]:
+    return (pod for pod in entry.objects[POD].values() if isinstance(pod, Pod))
+
+
+def _record(group: Json | Parsed) -> object:
+    return (_sure(group).get("status") or {}).get("retired")
+
+
+def _marked(pod: Pod, entry: Entry) -> Pod:
+    """The pod as its group's record has it. Here, once for each event: passes, which see all pods, are more."""
+    for group in entry.objects[WORKERGROUP].values():
+        pod = waves.told(pod, _sure(group))
+    return pod
+
+
+def _mark_all(entry: Entry) -> None:
+    for pod in list(_pods(entry)):
+        entry.objects[POD][pod.name] = _marked(pod, entry)
 
 
 def _told(pod: Pod, memory: Memory) -> Pod:

@@ -3,7 +3,9 @@ meanwhile.
 
 This is the whole concurrency model of the operator. A key is a Dask cluster; its pass reads whatever the caches hold
 when it starts, so a hundred events that arrive during a pass cost one more pass, not a hundred. At most `concurrency`
-keys are worked on at once. A pass that raises is repeated with exponential back-off, without holding up other keys; a
+keys are worked on at once. After a pass its key rests, as long as its caller says: a pass looks at all of a cluster, so
+while a thousand pods change one by one, passes without rest between them would take a processor from the API server for
+nothing new. A pass that raises is repeated with exponential back-off, without holding up other keys; a
 pass may also return the seconds after which it wants to be run again if nothing else wakes it.
 """
 
@@ -34,6 +36,8 @@ class WorkQueue(Generic[K]):
         Most keys worked on at once.
     on_error
         Called with the key and what its pass raised.
+    rest
+        Seconds after a pass before the next one of that key may begin.
     """
 
     def __init__(
@@ -42,13 +46,16 @@ class WorkQueue(Generic[K]):
         *,
         concurrency: int,
         on_error: Callable[[K, Exception], None] = lambda key, error: None,
+        rest: Callable[[K], float] = lambda key: 0.0,
     ) -> None:
         self._work = work
         self._concurrency = concurrency
         self._on_error = on_error
+        self._rest = rest
         self._ready: deque[K] = deque()
         self._dirty: set[K] = set()  # woken and not yet begun
         self._running: dict[K, asyncio.Task[None]] = {}
+        self._resting: dict[K, asyncio.TimerHandle] = {}
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
         self._open = False
@@ -65,9 +72,10 @@ class WorkQueue(Generic[K]):
     async def stop(self) -> None:
         """Begin nothing more, and cancel what is under way: level-triggered work may stop anywhere."""
         self._open = False
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        for timers in (self._timers, self._resting):
+            for timer in timers.values():
+                timer.cancel()
+            timers.clear()
         tasks = list(self._running.values())
         for task in tasks:
             task.cancel()
@@ -80,7 +88,7 @@ class WorkQueue(Generic[K]):
         if key in self._dirty:
             return
         self._dirty.add(key)
-        if key not in self._running:
+        if key not in self._running and key not in self._resting:
             self._ready.append(key)
             self._fill()
 
@@ -124,6 +132,14 @@ class WorkQueue(Generic[K]):
 
     def _done(self, key: K) -> None:
         del self._running[key]
-        if key in self._dirty:
+        if self._open and (seconds := self._rest(key)) > 0:
+            self._resting[key] = asyncio.get_running_loop().call_later(seconds, self._rested, key)
+        elif key in self._dirty:
             self._ready.append(key)
         self._fill()
+
+    def _rested(self, key: K) -> None:
+        del self._resting[key]
+        if key in self._dirty:
+            self._ready.append(key)
+            self._fill()

@@ -8,7 +8,6 @@ by it. The record is written before anything else happens and never taken back, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from daskfleet_operator.kube.kinds import Json
@@ -25,14 +24,11 @@ def next_wave(group: Json) -> int:
     return retired(group) + 1
 
 
-def marked(pods: Iterable[Pod], groups: Sequence[Json]) -> tuple[Pod, ...]:
-    """The pods, those that a group's record covers as if they carried a mark each."""
-    records = {group["metadata"]["uid"]: (group.get("status") or {}).get("retired") for group in groups}
-
-    def told(pod: Pod) -> Pod:
-        record = records.get(pod.owner or "")
-        if record is None or pod.retire_since is not None or pod.wave > record["wave"]:
-            return pod
-        return replace(pod, retire_since=parse_time(record["since"]))
-
-    return tuple(map(told, pods))
+def told(pod: Pod, group: Json) -> Pod:
+    """The pod; if the group's record covers it, as if it carried a mark itself."""
+    record = (group.get("status") or {}).get("retired")
+    if record is None or pod.owner != group["metadata"]["uid"]:
+        return pod
+    if pod.retire_since is not None or pod.wave > record["wave"]:
+        return pod
+    return replace(pod, retire_since=parse_time(record["since"]))

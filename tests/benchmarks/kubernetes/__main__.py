@@ -1,6 +1,7 @@
 """Runs dask-kubernetes and daskfleet one after the other on one Kubernetes and prints the table.
 
-usage: python -m tests.benchmarks.kubernetes [--rounds 5] [--peer-rounds 2] [--only daskfleet] [--keep]
+usage: python -m tests.benchmarks.kubernetes [--rounds 5] [--peer-rounds 2] [--tries 5]
+                                             [--only daskfleet] [--keep]
 
 Both serve the same custom resources, so each is installed for its turn and removed after it. Where the tests would use
 a node from source, the benchmark starts one of its own beside it, ``daskfleet-bench``, and takes it down at the end.
@@ -64,13 +65,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.kubernetes", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="clusters made by daskfleet; each in a new process")
     parser.add_argument("--peer-rounds", type=int, default=2, help="clusters made by each side of dask-kubernetes")
+    parser.add_argument("--tries", type=int, default=5, help="times that ten seconds of work wait for a first worker")
     parser.add_argument("--only", choices=["dask-kubernetes", "daskfleet"], help="just one side, for profiling")
     parser.add_argument("--keep", action="store_true", help="leave the benchmark's own node running for the next time")
     arguments = parser.parse_args()
     try:
         cluster, own = _cluster()
         try:
-            results = _run(cluster, arguments.rounds, arguments.peer_rounds, arguments.only)
+            results = _run(cluster, arguments.rounds, arguments.peer_rounds, arguments.tries, arguments.only)
         finally:
             if own and not arguments.keep:
                 with cluster.lock():
@@ -107,7 +109,7 @@ def _definitions(cluster: Cluster) -> list[str]:
     return [name for name in found if name.endswith(".kubernetes.dask.org")]
 
 
-def _run(cluster: Cluster, rounds: int, peer_rounds: int, only: str | None) -> table.Results:
+def _run(cluster: Cluster, rounds: int, peer_rounds: int, tries: int, only: str | None) -> table.Results:
     results = table.Results()
     if only != "daskfleet":
         try:
@@ -128,6 +130,7 @@ def _run(cluster: Cluster, rounds: int, peer_rounds: int, only: str | None) -> t
             results.rounds[OURS.title] = _rounds(
                 cluster, OURS, Path(sys.executable), rounds, results.failures.setdefault(OURS.title, [])
             )
+            results.outstanding = _outstanding(cluster, tries) if tries else []
         finally:
             _remove_ours(cluster)
         with namespace(cluster):
@@ -163,6 +166,15 @@ def _rounds(
             found.append(json.loads(said.splitlines()[-1]))
             told = ", ".join(f"{title.strip()} {found[-1][name]:.2f}" for name, title in table.ROWS.items())
             say(f"{side.title}: {told} s; load {os.getloadavg()[0]:.1f}")
+    return found
+
+
+def _outstanding(cluster: Cluster, tries: int) -> list[dict[str, float]]:
+    command = [sys.executable, HERE / "outstanding.py", "--name=bench", f"--namespace={NAMESPACE}"]
+    command += [f"--image={OURS.image}", f"--kubectl={tools.kubectl()}", f"--tries={tries}"]
+    with step(f"ten seconds of work for no workers, {tries} times"), namespace(cluster):
+        said = run(command, env={"KUBECONFIG": str(cluster.kubeconfig)}, timeout=60 + 30 * tries)
+    found: list[dict[str, float]] = json.loads(said.splitlines()[-1])
     return found
 
 

@@ -25,6 +25,8 @@ ROWS = {
 }
 TARGETS = {"start": 2.5, "up": 1.5, "down": 1.5, "close": 1.0}
 """Seconds."""
+OUTSTANDING = 3.0
+"""Seconds within which work should bring a worker to a cluster that has none."""
 FLOOR = {"ready 1": "a pod Ready", "ready 4": "four pods Ready", "gone 1": "a pod gone", "gone 4": "four pods gone"}
 WIDTH = 24
 
@@ -36,6 +38,7 @@ class Results:
     rounds: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     failures: dict[str, list[str]] = field(default_factory=dict)
     """What the rounds that failed said."""
+    outstanding: list[dict[str, float]] = field(default_factory=list)
     floor: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -60,6 +63,8 @@ def text(results: Results, command: str, cluster: str) -> str:
         if said:
             lines += ["", f"{side}: {len(said)} of {len(said) + len(results.rounds.get(side, ()))} rounds failed"]
             lines[-1] += f" and are not in the table, the last with: {said[-1]}"
+    if results.outstanding:
+        lines += ["", _outstanding(results.outstanding)]
     if results.floor:
         told = [f"{title} {_range([found[name] for found in results.floor])}" for name, title in FLOOR.items()]
         lines += ["", "floor, bare pods of our image: " + "; ".join(told)]
@@ -67,6 +72,16 @@ def text(results: Results, command: str, cluster: str) -> str:
         lines += ["", f"on the way, {side}:", *_breakdown(results.rounds[side])]
     lines += ["", f"command: {command}", f"machine: {machine()}; {cluster}", f"versions: {versions()}"]
     return "\n".join(lines)
+
+
+def _outstanding(tries: list[dict[str, float]]) -> str:
+    seconds = [found["first worker"] for found in tries]
+    on_time = sum(each <= OUTSTANDING for each in seconds)
+    way = [f"{median(found[name] for found in tries):.2f} {name}" for name in ("made", "seen running")]
+    return (
+        f"ten seconds of work and no workers: the first after {_range(seconds)} s, {on_time} of {len(tries)} times "
+        f"within {OUTSTANDING:.0f} s; its pod {' and '.join(way)}"
+    )
 
 
 def _breakdown(rounds: list[dict[str, float]]) -> list[str]:

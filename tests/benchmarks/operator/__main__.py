@@ -47,9 +47,6 @@ def main() -> int:
         say(str(error))
         return 1
     print(_text(rows))
-    for row in rows:
-        if "failed" in row:
-            print(f"{row['side']}, {row['title']}: not done when it was ended: {row['failed']}")
     if grown := _growth(rows):
         print(grown)
     print(f"\ncommand: {' '.join(['python -m tests.benchmarks.operator', *sys.argv[1:]])}")
@@ -132,15 +129,16 @@ def _measure(
     words = [what, f"--image={image}", f"--workers={workers}", f"--clusters={clusters}", f"--first={first}"]
     words += [f"--deadline={deadline}"] if deadline else []
     with step(f"{side}: {title}"), fresh.namespace(node):
-        before = watched.requests() if watched else 0
+        before, used = (watched.requests(), watched.process()[1]) if watched else (0, 0.0)
         for found in Scenario(node, *words).phases():
             row |= found
             if watched is None:
                 continue
             after = watched.requests()
             row[f"requests {found['phase']}"] = (after - before) / total
-            row[f"memory {found['phase']}"] = watched.memory()
-            before = after
+            row[f"memory {found['phase']}"], cpu = watched.process()
+            row[f"cpu {found['phase']}"] = (cpu - used) / total * 1000
+            before, used = after, cpu
     say(f"{side}: {title}: {_told(row)}; load {os.getloadavg()[0]:.1f}")
     return row
 
@@ -170,18 +168,33 @@ def _told(row: Row) -> str:
 
 
 def _text(rows: list[Row]) -> str:
-    """The table; ratios are to the bed's limit of the same size."""
-    rows = [row for row in rows if "failed" not in row]
+    """The table; ratios are to the bed's limit of the same size, requests and CPU for each worker."""
     limits = {row["title"]: row for row in rows if row["side"] == "the bed's limit"}
-    heads = ("", "made/s", "Running/s", "of limit", "to 0, s", "x limit", "requests up", "down", "RSS MB")
+    heads = (
+        "",
+        "made/s",
+        "Running/s",
+        "of limit",
+        "to 0, s",
+        "x limit",
+        "requests up",
+        "down",
+        "CPU ms up",
+        "down",
+        "RSS MB",
+    )
     lines = [heads[0].ljust(36) + "".join(head.rjust(12) for head in heads[1:])]
     for row in rows:
+        if "failed" in row:
+            lines.append(f"{row['side']}, {row['title']}".ljust(36) + f"    not done: {row['failed']}")
+            continue
         limit = limits.get(row["title"])
         cells = [f"{row['total'] / row['made']:.0f}", f"{row['total'] / row['running']:.1f}"]
         cells.append(f"{limit['running'] / row['running']:.2f}" if limit else "")
         cells.append(f"{row['gone']:.1f}")
         cells.append(f"{row['gone'] / limit['gone']:.2f}" if limit else "")
-        cells += [f"{row[f'requests {phase}']:.2f}" if f"requests {phase}" in row else "" for phase in ("up", "down")]
+        told = [f"{what} {phase}" for what in ("requests", "cpu") for phase in ("up", "down")]
+        cells += [f"{row[name]:.2f}" if name in row else "" for name in told]
         cells.append(f"{row['memory up']:.0f}" if "memory up" in row else "")
         lines.append(f"{row['side']}, {row['title']}".ljust(36) + "".join(cell.rjust(12) for cell in cells))
     return "\n".join(lines)

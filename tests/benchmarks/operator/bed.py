@@ -105,13 +105,15 @@ class Watched:
         pattern = rf'^apiserver_flowcontrol_dispatched_requests_total{{flow_schema="{SCHEMA}".*}} (\S+)$'
         return int(sum(float(found) for found in re.findall(pattern, metrics, re.MULTILINE)))
 
-    def memory(self) -> float:
-        """Resident memory of its process, in megabytes."""
-        words = ["-n", self.namespace, "exec", f"deployment/{self.name}", "--", "cat", "/proc/1/status"]
-        found = re.search(r"VmRSS:\s+(\d+) kB", self.node.kubectl(*words))
+    def process(self) -> tuple[float, float]:
+        """Of its process: resident memory in megabytes, and the seconds of CPU that it has had so far."""
+        words = ["-n", self.namespace, "exec", f"deployment/{self.name}", "--", "cat", "/proc/1/status", "/proc/1/stat"]
+        said = self.node.kubectl(*words)
+        found = re.search(r"VmRSS:\s+(\d+) kB", said)
         if found is None:
             raise ClusterError("the operator's process says nothing about its memory")
-        return int(found[1]) * 1024 / 1e6
+        ticks = said.rpartition(")")[2].split()[11:13]
+        return int(found[1]) * 1024 / 1e6, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 class Scenario:

@@ -144,7 +144,7 @@ class World:
             generation=self.generation,
             replicas=self.replicas,
             template=groups.worker_hash(made),
-            pods=sort_pods(waves.marked(self.pods.values(), [made]), made),
+            pods=sort_pods([waves.told(pod, made) for pod in self.pods.values()], made),
             backoff=self.backoff,
             refusal=self.refusal,
             retiring=self.retiring,

@@ -134,3 +134,41 @@ async def test_an_earlier_wake_replaces_a_later_one() -> None:
     q.wake_in("a", 7200)
     await until(lambda: passes == 1)
     await q.stop()
+
+
+async def test_a_key_that_rests_waits_and_others_do_not() -> None:
+    done: list[str] = []
+
+    async def work(key: str) -> None:
+        done.append(key)
+
+    q: WorkQueue[str] = WorkQueue(work, concurrency=1, rest=lambda key: 3600.0 if key == "a" else 0.0)
+    q.start()
+    q.wake("a")
+    for passes in range(5):
+        await until(lambda: len(done) == passes + 1)  # noqa: B023
+        await asyncio.sleep(0)  # the pass has ended
+        q.wake("a")
+        q.wake("b")
+    assert done == ["a", "b", "b", "b", "b"]
+    await q.stop()
+
+
+async def test_a_key_that_has_rested_is_worked_on_once_for_all_its_wakes() -> None:
+    passes = 0
+    rest = 0.001
+
+    async def work(key: str) -> None:
+        nonlocal passes, rest
+        passes += 1
+        rest = 0.001 if passes == 1 else 3600.0
+
+    q: WorkQueue[str] = WorkQueue(work, concurrency=1, rest=lambda key: rest)
+    q.start()
+    q.wake("a")
+    await until(lambda: passes == 1)
+    q.wake("a")
+    q.wake("a")
+    await until(lambda: passes == 2)
+    assert len(q) == 0
+    await q.stop()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from daskfleet_operator import names
-from daskfleet_operator.kube.kinds import CLUSTER, POD, WORKERGROUP
+from daskfleet_operator.kube.kinds import CLUSTER, POD, WORKERGROUP, Kind
 from daskfleet_operator.plan.model import Key
 from daskfleet_operator.store import Store
 from operator_builders import KEY, Json, cluster, group
@@ -114,3 +114,26 @@ def test_memory_of_a_cluster_keeps_no_secrets_and_no_bulk() -> None:
     woken.store.changed(CLUSTER, bulky)
     kept = woken.store.observed(KEY).cluster
     assert kept is not None and "managedFields" not in kept["metadata"]
+
+
+def test_a_groups_record_marks_its_pods_in_whatever_order_they_are_seen() -> None:
+    marked = versioned(group(), 5)
+    marked["status"] = {"retired": {"wave": 1, "since": "2026-01-01T00:00:00Z"}}
+    owner = [{"controller": True, "uid": marked["metadata"]["uid"], "kind": "DaskWorkerGroup", "name": "c-default"}]
+
+    def pod_of_wave(wave: int) -> Json:
+        pod = raw_pod(f"wave-{wave}")
+        pod["metadata"] |= {"annotations": {names.WAVE: str(wave)}, "ownerReferences": owner}
+        return pod
+
+    def marks(*seen: tuple[Kind, Json]) -> dict[str, bool]:
+        woken = Woken()
+        for kind, item in seen:
+            woken.store.changed(kind, item)
+        return {pod.name: pod.retire_since is not None for pod in woken.store.observed(KEY).pods}
+
+    pods = [(POD, pod_of_wave(1)), (POD, pod_of_wave(2))]
+    expected = {"wave-1": True, "wave-2": False}
+    assert marks(*pods, (WORKERGROUP, versioned(group(), 4))) == {"wave-1": False, "wave-2": False}
+    assert marks(*pods, (WORKERGROUP, versioned(group(), 4)), (WORKERGROUP, marked)) == expected
+    assert marks((WORKERGROUP, marked), *pods) == expected
