@@ -98,28 +98,6 @@ def scale_path(lab: Namespace) -> str:
     return f"/apis/kubernetes.dask.org/v1/namespaces/{lab.name}/daskworkergroups/scaled-default/scale"
 
 
-@pytest.mark.timeout(150)
-def test_a_horizontal_pod_autoscaler_drives_a_group(lab: Namespace, running: OperatorProcess) -> None:
-    """A real one. Here no metrics are served, so that it goes by its bounds; its target is read and set all the same,
-    and it looks for the metrics of just the group's workers."""
-    lab.apply(cluster_manifest("hpa", 1))
-    eventually(lambda: lab.workers("hpa-default"), "its worker")
-    target = {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskWorkerGroup", "name": "hpa-default"}
-    metric = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}
-    spec = {"scaleTargetRef": target, "metrics": [{"type": "Resource", "resource": metric}]}
-    head = {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "hpa"}}
-    lab.apply({**head, "spec": spec | {"minReplicas": 3, "maxReplicas": 5}})
-    eventually(lambda: len(lab.workers("hpa-default")) == 3, "as many as its minimum", seconds=60)
-    lab.apply({**head, "spec": spec | {"minReplicas": 1, "maxReplicas": 2}})
-    eventually(lambda: len(lab.workers("hpa-default")) == 2, "as many as its maximum", seconds=60)
-    able = eventually(lambda: lab.condition("hpa", "hpa", "AbleToScale"), "its condition")
-    assert able["status"] == "True", able
-    path = f"/apis/kubernetes.dask.org/v1/namespaces/{lab.name}/daskworkergroups/hpa-default/scale"
-    selector = json.loads(lab.kubectl("get", "--raw", path))["status"]["selector"]
-    selected = {pod["metadata"]["uid"] for pod in lab.items("pods", selector)}
-    assert selected >= {pod["metadata"]["uid"] for pod in lab.workers("hpa-default")}
-
-
 def test_deleted_objects_come_back(lab: Namespace, running: OperatorProcess) -> None:
     lab.apply(cluster_manifest("lost", 1))
     (pod,) = eventually(lambda: lab.workers("lost-default"), "its worker")
