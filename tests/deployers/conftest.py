@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import eventual
 
 
 @pytest.fixture(autouse=True)
@@ -21,14 +22,7 @@ def state_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture
 def eventually() -> Callable[..., None]:
     """Wait until something is true; the time is a deadline for a hang, not a measurement."""
-
-    def wait(what: Callable[[], object], timeout: float = 60.0) -> None:
-        deadline = time.monotonic() + timeout
-        while not what():
-            assert time.monotonic() < deadline, f"still not so after {timeout:g} s"
-            time.sleep(0.05)
-
-    return wait
+    return eventual.eventually
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 
 import daskfleet
@@ -19,6 +18,8 @@ from daskfleet import KubeCluster
 from daskfleet.cli.clusters import main as daskfleet_command
 from daskfleet.deploy.kubernetes import ClusterNotFound, make_cluster_spec, make_worker_spec
 from daskfleet.deploy.kubernetes.spec import make_worker_group_spec
+
+from tests.eventual import eventually
 
 square = functools.partial(pow, exp=2)  # a function that pods have, too
 
@@ -33,15 +34,6 @@ def get(kubernetes_api, namespace):
         return json.loads(kubernetes_api.kubectl("-n", namespace, "get", kind, "-o", "json", *options))["items"]
 
     return get
-
-
-def eventually(look, timeout=30):
-    """Wait until `look` returns something true."""
-    deadline = time.monotonic() + timeout
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"not within {timeout} s"
-        time.sleep(0.05)
-    return found
 
 
 def test_work_on_a_cluster_that_grows_and_shrinks(namespace, get):

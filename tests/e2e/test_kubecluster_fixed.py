@@ -12,6 +12,8 @@ from daskfleet.deploy.adaptive import Adaptive
 from daskfleet.deploy.discovery import find_cluster
 from daskfleet.deploy.kubernetes import ClusterNotFound, KubernetesError, adoption
 
+from tests.eventual import eventually
+
 square = functools.partial(pow, exp=2)  # a function that pods have, too
 
 
@@ -28,14 +30,6 @@ def release(request, cluster_with_images, namespace):
     listing = {"apiVersion": "v1", "kind": "List", "items": items}
     cluster_with_images.kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(listing))
     return name
-
-
-def eventually(look, timeout=40):
-    deadline = time.monotonic() + timeout
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"not within {timeout} s"
-        time.sleep(0.05)
-    return found
 
 
 def test_it_is_found_scaled_without_loss_adapted_and_never_deleted(

@@ -7,21 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from daskfleet import KubeCluster
 
+from tests.eventual import eventually
+
 pytestmark = pytest.mark.usefixtures("operator_in_cluster")
-
-
-def eventually(look, timeout=60):
-    deadline = time.monotonic() + timeout
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"not within {timeout} s"
-        time.sleep(0.05)
-    return found
-
 
 NOTEBOOK = """
 import time

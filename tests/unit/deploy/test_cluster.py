@@ -11,14 +11,9 @@ from daskfleet import Client, LocalCluster, Worker
 from daskfleet.deploy.adaptive import Adaptive, clamp
 from daskfleet.deploy.cluster import Log, Logs
 
+from tests.eventual import eventually
+
 SMALL = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
-
-
-def eventually(look, timeout=20):
-    deadline = time.monotonic() + timeout
-    while not look():
-        assert time.monotonic() < deadline, f"not within {timeout} s"
-        time.sleep(0.02)
 
 
 def test_blocking_use():

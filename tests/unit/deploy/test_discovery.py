@@ -5,7 +5,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import daskfleet
@@ -18,6 +17,8 @@ from daskfleet.deploy import discovery, registry
 from daskfleet.deploy.discovery import Findings, FoundCluster, added, create_cluster, find_cluster, load_documents
 from daskfleet.exceptions import ClusterNotFound, DaskfleetError
 
+from tests.eventual import eventually
+
 SMALL = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
 
 
@@ -26,13 +27,6 @@ def _nothing_else_here(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-kubeconfig"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-
-
-def eventually(look):
-    deadline = time.monotonic() + 20
-    while not look():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def listens(address):

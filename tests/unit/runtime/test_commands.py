@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 from daskfleet import Client, Security
-from eventual import eventually
+
+from tests.eventual import eventually
 
 
 def run(name: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

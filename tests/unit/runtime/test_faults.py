@@ -19,7 +19,8 @@ import pytest
 from dask._task_spec import Task, TaskRef
 from daskfleet import CancelledError, Client, LocalCluster, Scheduler, Worker, wait
 from daskfleet.protocol.frames import ProtocolError
-from eventual import eventually
+
+from tests.eventual import eventually
 
 MEGABYTE = 1 << 20
 

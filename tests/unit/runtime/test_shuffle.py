@@ -18,8 +18,9 @@ import pandas as pd
 import pytest
 from daskfleet import Client, LocalCluster
 from daskfleet.worker import pieces, shelf
-from eventual import eventually
 from pandas.testing import assert_frame_equal
+
+from tests.eventual import eventually
 
 ROWS = 5000
 

@@ -11,4 +11,4 @@ def eventually(what: Callable[[], object], timeout: float = 60.0, seen: Callable
     deadline = time.monotonic() + timeout
     while not what():
         assert time.monotonic() < deadline, f"still not so after {timeout:g} s; {seen()}"
-        time.sleep(0.005)
+        time.sleep(0.01)
