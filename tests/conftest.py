@@ -1,7 +1,12 @@
 """A Kubernetes for the tests that need one; ``tests/cluster`` says which.
 
-Starting a cluster and building images takes minutes the first time, so it happens once all tests are collected, outside
-of any test's time limit and with its progress on the terminal, and only when a collected test asks for it.
+Starting a cluster and building images takes minutes the first time, so it happens just before the first test that asks
+for it, outside of any test's time limit and with its progress on the terminal.
+
+``make test`` runs three processes (pytest-xdist), as most tests wait more than they compute. The tests on Kubernetes
+are two groups, those with the operator in the cluster and those that want none there, and each is for one process. On a
+node from source each has a node of its own; a Kubernetes that we did not make is one, so its tests are one group there.
+The other tests are for whichever process is free, so they run while the node and the images are built.
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,11 +24,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.cluster import Cluster, NoKubernetes, find, images, project, tools
 from tests.cluster.progress import ClusterError
+from tests.cluster.source_node import SourceNode
 
 CLUSTER = pytest.StashKey[Cluster | str]()
 """The cluster, or the reason why there is none."""
 HELM = pytest.StashKey[str | ClusterError]()
+SECOND = pytest.StashKey[bool]()
+"""Whether the cluster is a node beside the one that ``make kubernetes`` starts."""
 REQUIRED = os.environ.get("DASKFLEET_REQUIRE_KUBERNETES") == "1"
+GROUP_WITH_OPERATOR, GROUP_WITHOUT = "operator", "kubernetes"
 
 
 def pytest_sessionstart() -> None:
@@ -31,40 +40,76 @@ def pytest_sessionstart() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave the tests that want the operator to the end, as it stays once it is there and others want none."""
-    items.sort(key=lambda item: "operator_in_cluster" in getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: "operator_in_cluster" in _fixtures(item))
+    two = _nodes_of_ones_own()
+    for item in items:
+        if "kubernetes_api" in _fixtures(item):
+            with_operator = not two or "operator_in_cluster" in _fixtures(item)
+            item.add_marker(pytest.mark.xdist_group(GROUP_WITH_OPERATOR if with_operator else GROUP_WITHOUT))
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
-    if session.config.option.collectonly:
-        return
-    capture = session.config.pluginmanager.getplugin("capturemanager")
-    if "helm" in wanted:
-        with capture.global_and_fixture_disabled():
-            try:
-                session.config.stash[HELM] = tools.helm(build=REQUIRED or "kubernetes_api" in wanted)
-            except ClusterError as error:
-                session.config.stash[HELM] = error
-    if "kubernetes_api" not in wanted:
-        return
+def _fixtures(item: pytest.Item) -> frozenset[str]:
+    return frozenset(getattr(item, "fixturenames", ()))
+
+
+def _group(item: pytest.Item) -> str | None:
+    mark = item.get_closest_marker("xdist_group")
+    return mark.args[0] if mark else None
+
+
+def _nodes_of_ones_own() -> bool:
+    """Whether each of the two groups runs in a process of its own, on a node of its own."""
+    if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) < 2:
+        return False
+    try:
+        return isinstance(find(), SourceNode)
+    except NoKubernetes:
+        return False
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Provide what the session's later fixtures hand out, before the time limit of the first test begins."""
+    config, wanted = item.config, _fixtures(item)
+    capture = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        try:
-            cluster = find()
-            with cluster.lock():
-                cluster.up()
-        except (NoKubernetes, ClusterError) as error:
-            session.config.stash[CLUSTER] = str(error)
-            return
-        try:
-            with cluster.lock():
-                project.apply_definitions(cluster)
-                if "cluster_with_images" in wanted:
-                    images.provide(cluster, *([images.NOTEBOOK] if "notebook_image" in wanted else []))
-        except ClusterError as error:
-            raise pytest.UsageError(str(error)) from error
-        session.config.stash[CLUSTER] = cluster
+        if "helm" in wanted and HELM not in config.stash:
+            config.stash[HELM] = _helm(build=REQUIRED or "kubernetes_api" in wanted)
+        if "kubernetes_api" in wanted and CLUSTER not in config.stash:
+            of_group = [_fixtures(other) for other in item.session.items if _group(other) == _group(item)]
+            config.stash[SECOND] = _group(item) == GROUP_WITHOUT
+            config.stash[CLUSTER] = _cluster(config.stash[SECOND], frozenset().union(*of_group))
+    return (yield)
+
+
+def _helm(build: bool) -> str | ClusterError:
+    try:
+        return tools.helm(build=build)
+    except ClusterError as error:
+        return error
+
+
+def _cluster(second: bool, wanted: frozenset[str]) -> Cluster | str:
+    """The cluster, running and with what these fixtures stand for; or the reason why there is none."""
+    if second:
+        os.environ["DASKFLEET_NODE"] = os.environ.get("DASKFLEET_NODE", "daskfleet-node") + "-2"
+    try:
+        cluster = find()
+        with cluster.lock():
+            cluster.up()
+    except (NoKubernetes, ClusterError) as error:
+        return str(error)
+    try:
+        with cluster.lock():
+            project.apply_definitions(cluster)
+            if "cluster_with_images" in wanted:
+                images.provide(cluster, *([images.NOTEBOOK] if "notebook_image" in wanted else []))
+    except ClusterError as error:
+        pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+    return cluster
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +138,9 @@ def kubernetes_api(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         yield cluster
     if left:
         project.start_operator(cluster)
+    if request.config.stash[SECOND]:
+        with cluster.lock():
+            cluster.down()
 
 
 @pytest.fixture(scope="session")

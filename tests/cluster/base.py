@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from . import tools
-from .progress import ClusterError, run, say
+from .progress import ClusterError, run
 
 
 class NoKubernetes(Exception):
@@ -68,11 +67,5 @@ class Cluster(ABC):
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep others from starting, loading or ending it at the same time."""
-        tools.CACHE.mkdir(parents=True, exist_ok=True)
-        with (tools.CACHE / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("waiting for another command that works on the cluster")
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with tools.locked("lock", "another command that works on the cluster"):
             yield

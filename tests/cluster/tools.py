@@ -6,13 +6,15 @@ and Go's own toolchains are published as a module, so the distribution's Go fetc
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
 import platform
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .progress import ClusterError, run, say, step
@@ -46,6 +48,19 @@ DEBIAN = {
     "/etc/ssl/certs/ca-certificates.crt": "ca-certificates",
 }
 """What each program of the node is called by Debian and Ubuntu."""
+
+
+@contextmanager
+def locked(name: str, others: str) -> Iterator[None]:
+    """Have the lock of this name among all processes of this user; `others` is whom a line says that it waits for."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / name).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for {others}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def missing(programs: Iterable[str]) -> list[str]:
@@ -131,11 +146,12 @@ def go_install(module: str) -> str:
     """A program published as a Go module, ``path@version``: built once, kept by its version."""
     name, version = module.partition("@")[0].rsplit("/", 1)[1], module.partition("@")[2]
     folder = CACHE / "tools" / f"{name}-{version}"
-    if not (folder / name).exists():
-        compiler = go()
-        with step(f"building {name} {version} from Go modules"):
-            environment = {"GOBIN": str(folder), "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
-            run([compiler, "install", "-trimpath", "-ldflags=-s -w", module], env=environment)
+    with locked(f"{name}.lock", f"another command that builds {name}"):
+        if not (folder / name).exists():
+            compiler = go()
+            with step(f"building {name} {version} from Go modules"):
+                environment = {"GOBIN": str(folder), "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
+                run([compiler, "install", "-trimpath", "-ldflags=-s -w", module], env=environment)
     return str(folder / name)
 
 

@@ -68,6 +68,7 @@ def test_an_api_server_that_is_not_there(kubernetes_api, tmp_path, monkeypatch):
             KubeCluster(name="c")
 
 
+@pytest.mark.usefixtures("kubernetes_api")
 def test_a_namespace_that_does_not_exist():
     with pytest.raises(NamespaceNotFound, match="kubectl create namespace nowhere-to-be-found"):
         KubeCluster(name="c", namespace="nowhere-to-be-found")
