@@ -33,7 +33,7 @@ class PodWriter:
             async with self.slots:
                 answer = await self._api.patch(POD, namespace, name, body, **how)
         except ApiError as error:
-            if error.status in (404, 409):
+            if error.gone:
                 return False
             raise
         self._store.changed(POD, answer)

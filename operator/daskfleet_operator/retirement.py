@@ -74,7 +74,7 @@ class Retirement:
         try:
             answer = await self._api.patch(WORKERGROUP, key.namespace, action.group, body, subresource="status")
         except ApiError as error:
-            if error.status in (404, 409):  # gone, or another by that name
+            if error.gone:
                 return False
             raise
         self._store.changed(WORKERGROUP, answer)

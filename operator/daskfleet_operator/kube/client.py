@@ -49,6 +49,11 @@ class ApiError(Exception):
         """Whether the same request may well succeed soon without anybody changing anything."""
         return self.status in (0, 408, 429) or self.status >= 500
 
+    @property
+    def gone(self) -> bool:
+        """Whether the object that a request named with its uid is gone; there may be another by that name."""
+        return self.status in (404, 409)
+
 
 class Api:
     """A session with one API server. Use as an async context manager.
@@ -193,7 +198,7 @@ class Api:
         try:
             return await self.request("DELETE", kind.path(namespace, name), body=options, kind=kind.plural)
         except ApiError as error:
-            if error.status in (404, 409):  # gone, or another object by that name
+            if error.gone:
                 return None
             raise
 
