@@ -73,15 +73,16 @@ def _nodes_of_ones_own() -> bool:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Provide what the session's later fixtures hand out, before the time limit of the first test begins."""
-    config, wanted = item.config, _fixtures(item)
-    capture = config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        if "helm" in wanted and HELM not in config.stash:
-            config.stash[HELM] = _helm(build=REQUIRED or "kubernetes_api" in wanted)
-        if "kubernetes_api" in wanted and CLUSTER not in config.stash:
-            of_group = [_fixtures(other) for other in item.session.items if _group(other) == _group(item)]
-            config.stash[SECOND] = _group(item) == GROUP_WITHOUT
-            config.stash[CLUSTER] = _cluster(config.stash[SECOND], frozenset().union(*of_group))
+    wanted, stash = _fixtures(item), item.config.stash
+    helm, cluster = "helm" in wanted and HELM not in stash, "kubernetes_api" in wanted and CLUSTER not in stash
+    if helm or cluster:
+        with item.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            if helm:
+                stash[HELM] = _helm(build=REQUIRED or "kubernetes_api" in wanted)
+            if cluster:
+                group = [_fixtures(other) for other in item.session.items if _group(other) == _group(item)]
+                stash[SECOND] = _group(item) == GROUP_WITHOUT
+                stash[CLUSTER] = _cluster(stash[SECOND], frozenset().union(*group))
     return (yield)
 
 
