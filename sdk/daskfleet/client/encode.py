@@ -9,10 +9,14 @@ of plain types are not searched for futures.
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from hashlib import blake2b
+from operator import is_
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import dask  # noqa: F401  the package before its parts (`daskfleet.importing.Lazy`)
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, convert_legacy_graph
@@ -91,13 +95,14 @@ def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Serializ
 # Functions and keys -------------------------------------------------------------------------------------------------
 
 _by_reference: dict[Any, tuple[bytes, bytes]] = {}
+_by_value: WeakKeyDictionary[Any, tuple[tuple[Any, ...], tuple[bytes, bytes]]] = WeakKeyDictionary()
 
 
 def encode_function(function: Callable[..., Any]) -> tuple[bytes, bytes]:
     """A function's pickle and a digest of it.
 
-    What can be imported on the other side is remembered; what is stored by value is pickled anew each time, since the
-    globals and closures it captures may have changed.
+    What can be imported on the other side is remembered. What is stored by value is pickled anew each time, since the
+    globals and closures it captures may have changed, unless it captures only what cannot (`constant_parts`).
     """
     try:
         known = _by_reference.get(function)
@@ -105,13 +110,45 @@ def encode_function(function: Callable[..., Any]) -> tuple[bytes, bytes]:
         known = None
     if known is not None:
         return known
+    parts = constant_parts(function)
+    if parts is not None:
+        earlier = _by_value.get(function)
+        if earlier is not None and len(earlier[0]) == len(parts) and all(map(is_, earlier[0], parts)):
+            return earlier[1]
     blob = dumps_by_value(function)
     encoded = blob, blake2b(blob, digest_size=16).digest()
-    if isinstance(function, Hashable) and b"cloudpickle" not in blob and not isinstance(function, partial):
+    if parts is not None and b"cloudpickle" in blob:
+        _by_value[function] = parts, encoded
+    elif isinstance(function, Hashable) and b"cloudpickle" not in blob and not isinstance(function, partial):
         if len(_by_reference) > 1000:
             _by_reference.clear()
         _by_reference[function] = encoded
     return encoded
+
+
+def constant_parts(function: Any) -> tuple[Any, ...] | None:
+    """What the pickle of a plain function says, if none of it can change in place: its code and defaults, and the
+    modules and plain values among the globals that it may use. None for any other function.
+
+    Packages do not count as constant: cloudpickle stores which of their parts are imported.
+    """
+    if type(function) is not FunctionType or function.__closure__ or function.__dict__ or function.__kwdefaults__:
+        return None
+    cloudpickle = sys.modules.get("cloudpickle")
+    if cloudpickle is not None and cloudpickle.list_registry_pickle_by_value():  # then modules are values, too
+        return None
+    parts = [*(function.__defaults__ or ()), function.__name__, function.__doc__]
+    codes, names = [function.__code__], function.__globals__
+    while codes:
+        code = codes.pop()
+        parts += [names[name] for name in code.co_names if name in names]
+        codes += [constant for constant in code.co_consts if type(constant) is CodeType]
+    for part in parts:
+        if type(part) not in PLAIN and (
+            type(part) is not ModuleType or hasattr(part, "__path__") or sys.modules.get(part.__name__) is not part
+        ):
+            return None
+    return function.__code__, *parts, *function.__annotations__.values()
 
 
 def function_name(function: Callable[..., Any]) -> str:

@@ -34,6 +34,8 @@ else:
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that released futures wait for a message to go with: waking the loop for each takes as long as a task.
+LINGER = 0.002
 #: Seconds for which a lost scheduler is looked for.
 RECONNECT = 60.0
 
@@ -59,7 +61,7 @@ class Link:
         self._named: weakref.WeakKeyDictionary[FutureState, Any] = weakref.WeakKeyDictionary()
         self._outgoing: deque[Message] = deque()
         self._released: deque[int] = deque()
-        self._waking = False
+        self._waking = self._letting_go = False
         self._handlers: dict[str, Handler] = {}
         self._sent = Sent(self._is_pending)
         self._connected = asyncio.Event()
@@ -78,20 +80,37 @@ class Link:
         if not self._waking:
             self._waking = True
             if not self.loop.is_closed():
-                self.loop.call_soon_threadsafe(self._flush)
+                self.loop.call_soon_threadsafe(self._flush_now)
 
     def _flush(self) -> None:
+        """Send what has gathered, with this pass of the loop."""
+        for message in self._gathered():
+            if self._scheduler is not None:
+                self._scheduler.send(message)
+
+    def _flush_now(self) -> None:
+        """Send what has gathered at once: a callback of the loop."""
+        messages = self._gathered()
+        if messages and self._scheduler is not None:
+            self._scheduler.send_now(messages)
+
+    def _gathered(self) -> list[Message]:
+        messages: list[Message] = []
         self._waking = False
-        scheduler = self._scheduler
-        if scheduler is None or self.status == "closed":
-            return
+        if self._scheduler is None or self.status == "closed":
+            return messages
         while self._outgoing:
             message = self._outgoing.popleft()
             if message[0] == "tasks":
                 self._sent.add(message)
-            scheduler.send(message)
+            messages.append(message)
         if self._released:
-            scheduler.send(("release", self._take_released()))
+            messages.append(("release", self._take_released()))
+        return messages
+
+    def _let_go(self) -> None:
+        self._letting_go = False
+        self._flush_now()
 
     def _take_released(self) -> list[int]:
         released = []
@@ -212,7 +231,9 @@ class Link:
         self._by_cid.pop(cid, None)
         if self.status != "closed":
             self._released.append(cid)
-            self._wake()
+            if not self._letting_go and not self.loop.is_closed():
+                self._letting_go = True
+                self.loop.call_soon_threadsafe(self.loop.call_later, LINGER, self._let_go)
 
     def _want(self, key: Key) -> handles.Future:
         """A future of a key that somebody else has submitted."""

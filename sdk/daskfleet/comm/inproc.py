@@ -44,9 +44,18 @@ class InprocConnection(Connection):
             self._loop.call_soon(self._hand_over)
         self._outgoing.append(message)
 
+    def send_now(self, messages: list[Any]) -> None:
+        """Send these at once; what the peer makes of them, an error even, is its own affair."""
+        if not self.closed:
+            self._outgoing += messages
+            try:
+                self._hand_over()
+            except Exception as error:
+                self._loop.call_exception_handler({"message": f"{self.peer} failed on a message", "exception": error})
+
     def _hand_over(self) -> None:
         messages, self._outgoing = self._outgoing, []
-        if not self.other.closed:
+        if messages and not self.other.closed:
             self.other._dispatch([_own(message) for message in messages])
 
     def close(self) -> None:

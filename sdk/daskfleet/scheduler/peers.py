@@ -241,7 +241,7 @@ class Peers:
                     state.want(client, rows)
                 case _:
                     self._heard("client", client, message)
-        self._flush()
+        self._flush(now=True)
 
     def _on_worker(self, connection: Connection, messages: list[Message]) -> None:
         state, worker = self.state, self._peers[connection]
@@ -279,14 +279,17 @@ class Peers:
                     state.set_status(worker, status)
                 case _:
                     self._heard("worker", worker, message)
-        self._flush()
+        self._flush(now=True)
         self._pulse()
 
-    def _flush(self) -> None:
+    def _flush(self, *, now: bool = False) -> None:
+        """Decide and tell; `now` tells workers at once, which is for the end of a callback of the loop's own."""
         self.state.schedule()
         for peer, messages in self.state.drain():
             connection = self._connections.get(peer)
-            if connection is not None:
+            if connection is not None and now and type(peer) is WorkerState:
+                connection.send_now(messages)
+            elif connection is not None:
                 for message in messages:
                     connection.send(message)
             elif type(peer) is ClientState and peer in self.own_clients:

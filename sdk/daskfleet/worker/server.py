@@ -394,8 +394,8 @@ class Worker:
                     logger.warning("the scheduler sent something unknown: %.100r", message)
         self._advance()
 
-    def _advance(self) -> None:
-        """Do what the machine has decided."""
+    def _advance(self, *, now: bool = False) -> None:
+        """Do what the machine has decided; with `now` at the end of a callback of the loop's own."""
         machine = self.machine
         machine.advance()
         if machine.execute:
@@ -409,9 +409,12 @@ class Worker:
             self._spawn(self._data.gather(address, ids))
         machine.gather.clear()
         if machine.outbox and self._scheduler is not None:
-            for message in machine.outbox:
+            messages, machine.outbox = machine.outbox, []
+            if now:
+                self._scheduler.send_now(messages)
+                return
+            for message in messages:
                 self._scheduler.send(message)
-            machine.outbox = []
 
     def _on_outcomes(self, outcomes: list[Outcome]) -> None:
         machine = self.machine
@@ -431,7 +434,7 @@ class Worker:
                 machine.deprived(outcome.task, outcome.copies)
             elif type(outcome) is Suspended:
                 self._spawn(self._run_coroutine(outcome))
-        self._advance()
+        self._advance(now=True)
 
     async def _run_coroutine(self, suspended: Suspended) -> None:
         task, started = suspended.task, suspended.started
