@@ -87,12 +87,19 @@ class Link:
         for message in self._gathered():
             if self._scheduler is not None:
                 self._scheduler.send(message)
+                if _is_large(message):
+                    self._scheduler.flush()
 
     def _flush_now(self) -> None:
         """Send what has gathered at once: a callback of the loop."""
-        messages = self._gathered()
-        if messages and self._scheduler is not None:
-            self._scheduler.send_now(messages)
+        batch: list[Message] = []
+        for message in self._gathered():
+            batch.append(message)
+            if _is_large(message) and self._scheduler is not None:
+                self._scheduler.send_now(batch)
+                batch = []
+        if batch and self._scheduler is not None:
+            self._scheduler.send_now(batch)
 
     def _gathered(self) -> list[Message]:
         messages: list[Message] = []
@@ -241,6 +248,11 @@ class Link:
         if new:
             self._send(("want", [(state.cid, key)]))
         return handles.Future(state)
+
+
+def _is_large(message: Message) -> bool:
+    """Whether it is to end its frame: the scheduler has the whole of a frame in memory, decoded, at a time."""
+    return message[0] == "tasks" and len(message[-1]) > 100
 
 
 def _to_send(value: Serialized | None) -> Serialized | None:

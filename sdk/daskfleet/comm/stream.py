@@ -102,7 +102,7 @@ class StreamConnection(Connection, asyncio.BufferedProtocol):
                 self._loop.add_writer(out, self._write)
             return
         except OSError as error:
-            self.fail(error)
+            self._loop.call_soon(self.fail, error)  # whoever sends is in the midst of something
             return
         if not self._drained.is_set():
             self._drained.set()

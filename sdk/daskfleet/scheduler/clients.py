@@ -110,7 +110,6 @@ class Clients(Transitions):
                 dep.n_dependents += 1
         if raw:
             ts.options = Options.read(raw)
-            ts.retries = ts.options.retries
             priority += ts.options.priority
         # The id counts up; without a priority it is the very same object, a number less for each task.
         ts.priority = ts.id - max(-MAX_PRIORITY, min(MAX_PRIORITY, priority)) * (1 << 52) if priority else ts.id
@@ -142,7 +141,7 @@ class Clients(Transitions):
             if ts is None:
                 ts = self._new_task(key, self._prefix("adopted"))
             if ts.state == RELEASED and ts.function is None:
-                ts.wants += (client, cid)
+                ts.want(client, cid)
                 client.futures[cid] = ts
                 self._remember(ts, None, size, kind, join(value) if type(value) is tuple else value)
             else:
@@ -150,7 +149,7 @@ class Clients(Transitions):
 
     def _want(self, client: ClientState, cid: int, ts: TaskState) -> None:
         if client.futures.get(cid) is not ts:  # a client that comes back wants the same again, to be told how it stands
-            ts.wants += (client, cid)
+            ts.want(client, cid)
             client.futures[cid] = ts
         if ts.state == MEMORY:
             self._tell(client, "finished", (cid, ts.nbytes, ts.type, ts.value))
@@ -166,12 +165,7 @@ class Clients(Transitions):
             if ts is None:
                 client.unknown.pop(cid, None)
                 continue
-            wants = ts.wants
-            if len(wants) == 2:
-                ts.wants = ()
-            else:
-                pairs = [(wants[i], wants[i + 1]) for i in range(0, len(wants), 2)]
-                ts.wants = tuple(item for pair in pairs if pair != (client, cid) for item in pair)
+            ts.unwant(client, cid)
             if not ts.wants and not ts.waiters:
                 self._discard(ts)
 
@@ -181,11 +175,10 @@ class Clients(Transitions):
             ts = client.futures.get(cid)
             if ts is None:
                 continue
-            wants = ts.wants
-            for i in range(0, len(wants), 2):
-                if force or wants[i] is client:
-                    self._tell(wants[i], "lost", (wants[i + 1], reason or "cancelled"))
-                    self.release(wants[i], [wants[i + 1]])
+            for owner, number in ts.wanted:
+                if force or owner is client:
+                    self._tell(owner, "lost", (number, reason or "cancelled"))
+                    self.release(owner, [number])
 
     def retry(self, client: ClientState, cids: Iterable[int]) -> None:
         """Run failed tasks again, from the ones that failed first."""
@@ -199,7 +192,7 @@ class Clients(Transitions):
         for ts in seen:
             self._enter(ts, RELEASED)
             ts.failure = None
-            for i in range(0, len(ts.wants), 2):
-                self._tell(ts.wants[i], "pending", ts.wants[i + 1])
+            for owner, cid in ts.wanted:
+                self._tell(owner, "pending", cid)
         for ts in failed:
             self._need(ts)

@@ -245,8 +245,8 @@ class SchedulerState(Clients):
             if ts is None or ts.attempt != attempt or ts.worker is not worker or ts.state != PROCESSING:
                 continue
             self._stop(ts, worker)
-            if ts.retries > 0:
-                ts.retries -= 1
+            if ts.options is not None and ts.options.retries > 0:
+                ts.options.retries -= 1
                 self._recount(ts)
             else:
                 self.totals.erred += 1

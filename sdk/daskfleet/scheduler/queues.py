@@ -22,6 +22,7 @@ from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
 from daskfleet.scheduler import placement, stealing
 from daskfleet.scheduler.line import Line
+from daskfleet.scheduler.numbered import Numbered
 from daskfleet.scheduler.state import (
     NO_WORKER,
     PROCESSING,
@@ -58,7 +59,7 @@ class Queues:
 
     def __init__(self, bandwidth: float, unknown_duration: float, stealing: bool) -> None:
         self.bandwidth, self.unknown_duration, self.stealing = bandwidth, unknown_duration, stealing
-        self.tasks: dict[int, TaskState] = {}
+        self.tasks: Numbered[TaskState] = Numbered()
         self.keys: dict[Key, TaskState] = {}
         self.workers: dict[str, WorkerState] = {}
         self.clients: dict[str, ClientState] = {}

@@ -14,6 +14,7 @@ from daskfleet.protocol.frames import Message
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized
 from daskfleet.scheduler.line import Line
+from daskfleet.scheduler.numbered import Numbered
 
 # A task's states. `released`: known, its data not there and not on its way. `waiting`: for dependencies. `queued`:
 # ready, not sent to a worker yet. `no-worker`: ready, but no worker may run it. `processing`: sent. `forgotten`: no
@@ -124,7 +125,9 @@ class TaskState:
     waiters
         How many dependents are waiting, queued or processing: as long as there is one the data is needed.
     wants
-        ``(client, cid, client, cid, …)``.
+        The clients that hold futures of it: one's shared tuple (`ClientState.alone`), or none, nearly always.
+    cids
+        The numbers of these futures: one number where it is one, else as many.
     holders
         Workers that hold the data.
     value
@@ -135,6 +138,7 @@ class TaskState:
 
     __slots__ = (
         "attempt",
+        "cids",
         "dependencies",
         "dependents",
         "failure",
@@ -148,7 +152,6 @@ class TaskState:
         "payload",
         "prefix",
         "priority",
-        "retries",
         "state",
         "type",
         "value",
@@ -167,10 +170,11 @@ class TaskState:
         self.dependents: list[TaskState] | None = None
         self.n_dependents = 0
         self.waiting_on = self.waiters = 0
-        self.wants: tuple[Any, ...] = ()
+        self.wants: tuple[ClientState, ...] = ()
+        self.cids: int | tuple[int, ...] = ()
         self.holders: tuple[WorkerState, ...] = ()
         self.worker: WorkerState | None = None
-        self.attempt = self.retries = 0
+        self.attempt = 0
         self.nbytes = 0
         self.type: str | None = None
         self.value: Serialized | None = None
@@ -180,6 +184,35 @@ class TaskState:
 
     def __repr__(self) -> str:
         return f"<Task {self.key!r} {self.state}>"
+
+    @property
+    def wanted(self) -> tuple[tuple[ClientState, int], ...]:
+        """Who holds futures of it, and their numbers."""
+        wants, cids = self.wants, self.cids
+        return ((wants[0], cids),) if type(cids) is int else tuple(zip(wants, cids, strict=True))  # type: ignore[arg-type]
+
+    def want(self, client: ClientState, cid: int) -> None:
+        """`client` holds a future of it."""
+        if not self.wants:
+            self.wants, self.cids = client.alone, cid
+        else:
+            cids = self.cids
+            self.wants, self.cids = (*self.wants, client), (cids, cid) if type(cids) is int else (*cids, cid)  # type: ignore[misc]
+
+    def unwant(self, client: ClientState, cid: int) -> None:
+        """`client` holds this future no more."""
+        if type(self.cids) is int:
+            self.wants = self.cids = ()
+            return
+        left = [pair for pair in self.wanted if pair != (client, cid)]
+        self.wants, self.cids = (), ()
+        for pair in left:
+            self.want(*pair)
+
+    @property
+    def retries(self) -> int:
+        """How often it may still be tried again when it fails."""
+        return self.options.retries if self.options is not None else 0
 
     @property
     def pinned(self) -> bool:
@@ -251,12 +284,16 @@ class ClientState:
     sending (None for what cannot run)."""
 
     id: str
-    futures: dict[int, TaskState] = field(default_factory=dict)
+    futures: Numbered[TaskState] = field(default_factory=Numbered)
     unknown: dict[int, Key] = field(default_factory=dict)
     graphs: dict[int, list[TaskState | None]] = field(default_factory=dict)
     outbox: list[Message] = field(default_factory=list)
     leaving: bool = False
     worker: str | None = None
+    alone: tuple[ClientState, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        self.alone = (self,)
 
 
 @dataclass(slots=True)

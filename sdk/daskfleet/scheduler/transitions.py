@@ -37,6 +37,8 @@ from daskfleet.scheduler.state import (
 
 #: Bytes of small results that are kept here as well, so that they survive their worker.
 INLINE_BUDGET = 256 << 20
+#: Bytes of results of which there is only a handful: pickles of None, truth values and the smallest numbers.
+TINY = 5
 #: Bytes and number of functions that are kept though no task uses them at present: the next submission often does.
 IDLE_FUNCTIONS, IDLE_FUNCTION_BYTES = 1000, 64 << 20
 
@@ -48,6 +50,7 @@ class Transitions(Queues):
         super().__init__(bandwidth, unknown_duration, stealing)
         self.functions: dict[bytes, Function] = {}
         self.inline_bytes = 0
+        self._tiny: dict[bytes, bytes] = {}  # of many equal results (None, True, 0) one is kept
         #: Whether workers may still bring data of a scheduler in whose place we are.
         self.adopting = False
         self._orphans: list[TaskState] = []
@@ -142,13 +145,12 @@ class Transitions(Queues):
         options = ts.options
         pinned = options is not None and options.pinned
         if value is not None and (worker is None or pinned or self.inline_bytes < INLINE_BUDGET):
-            ts.value = value
+            ts.value = self._tiny.setdefault(value, value) if type(value) is bytes and len(value) <= TINY else value
             self.inline_bytes += nbytes(value)
         if worker is not None:
             self._add_copy(ts, worker)
-        wants = ts.wants
-        for i in range(0, len(wants), 2):
-            self._tell(wants[i], "finished", (wants[i + 1], size, kind, value))
+        for client, cid in ts.wanted:
+            self._tell(client, "finished", (cid, size, kind, value))
         if ts.dependents is not None:
             for dependent in ts.dependents:
                 if dependent.state == WAITING:
@@ -157,7 +159,7 @@ class Transitions(Queues):
                         self._enqueue(dependent)
         if active and (options is None or not options.borrows):
             self._stop_waiting(ts)
-        if not ts.waiters and not wants:
+        if not ts.waiters and not ts.wants:
             self._discard(ts)
 
     def _stop_waiting(self, ts: TaskState) -> None:
@@ -189,8 +191,8 @@ class Transitions(Queues):
     def _lose(self, ts: TaskState) -> None:
         """The data is gone, and with it what borrows from it."""
         self._drop_data(ts)
-        for i in range(0, len(ts.wants), 2):
-            self._tell(ts.wants[i], "pending", ts.wants[i + 1])
+        for client, cid in ts.wanted:
+            self._tell(client, "pending", cid)
         void = []
         for dependent in ts.dependents or ():
             if dependent.state == WAITING:
@@ -238,8 +240,8 @@ class Transitions(Queues):
             self.acquitted.pop(ts, None)
             self._enter(ts, ERRED)
             ts.failure = failure
-            for i in range(0, len(ts.wants), 2):
-                self._tell_failure(ts.wants[i], ts.wants[i + 1], ts)
+            for client, cid in ts.wanted:
+                self._tell_failure(client, cid, ts)
             stack.extend(dependent for dependent in ts.dependents or () if dependent.state == WAITING)
             if active:
                 for dep in ts.dependencies:

@@ -412,9 +412,9 @@ class Worker:
             messages, machine.outbox = machine.outbox, []
             if now:
                 self._scheduler.send_now(messages)
-                return
-            for message in messages:
-                self._scheduler.send(message)
+            else:
+                for message in messages:
+                    self._scheduler.send(message)
 
     def _on_outcomes(self, outcomes: list[Outcome]) -> None:
         machine = self.machine

@@ -80,16 +80,25 @@ def test_a_lock_is_free_when_its_worker_is_killed(client: Client, tmp_path: Path
     client.wait_for_workers(2, timeout=30)
 
 
-async def test_a_cancelled_acquire_leaves_nothing_behind(aclient: Client) -> None:
+@pytest.mark.parametrize("before", [0.0, 0.05])
+@pytest.mark.parametrize("after", [0.0, 0.05])
+async def test_a_cancelled_acquire_leaves_nothing_behind(aclient: Client, before: float, after: float) -> None:
     first, second = Lock("c"), Lock("c")
+    both, one = MultiLock(["a", "b"]), MultiLock(["a"])
     await first.acquire()
-    waiting = asyncio.ensure_future(second.acquire())
-    await asyncio.sleep(0.05)
-    waiting.cancel()
+    await both.acquire()
+    waiting = [asyncio.ensure_future(lock.acquire()) for lock in (second, one)]
+    await asyncio.sleep(before)
+    for task in waiting:
+        task.cancel()
+    await asyncio.sleep(after)
     await first.release()
-    async with Lock("c"):
+    await both.release()
+    async with Lock("c"), MultiLock(["a", "b"]):
         assert await first.locked()
     assert not await first.locked()
+    extensions = aclient.cluster.scheduler.extensions
+    assert not extensions["semaphores"]._all and not extensions["multilocks"]._waiters
 
 
 def test_semaphore(client: Client) -> None:

@@ -61,8 +61,9 @@ def check_scheduler(state: SchedulerState) -> None:
             waiters.update(ts.dependencies)
         if ts.function is not None:
             users[ts.function] += 1
-        for i in range(0, len(ts.wants), 2):
-            wants[ts, ts.wants[i], ts.wants[i + 1]] -= 1
+        for client, cid in ts.wanted:
+            wants[ts, client, cid] -= 1
+        assert len(ts.wants) == len(ts.wanted)
     assert not any(wants.values()), "tasks and clients disagree on who wants what"
     assert {name: n for name, n in state.counts.items() if n} == dict(counts)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from daskfleet.scheduler.extensions.waiters import Waiters
 from daskfleet.scheduler.state import ClientState
@@ -12,10 +14,16 @@ if TYPE_CHECKING:
     from daskfleet.scheduler.server import Scheduler
 
 
+def _take_back(drop: Callable[[ClientState, Any], Any], client: ClientState, lease: Any) -> None:
+    """A client has given up its call for `lease`, which may have come with this message: it begins before it ends."""
+    asyncio.get_running_loop().call_soon(drop, client, lease)
+
+
 class _Semaphore:
     def __init__(self, max_leases: int) -> None:
         self.max_leases = max_leases
         self.leases: dict[str, ClientState] = {}
+        self.asked: set[str] = set()  # leases that somebody still waits for
         self.waiters = Waiters()
 
 
@@ -28,7 +36,7 @@ class Semaphores:
         scheduler.handle("client", "semaphore_release", self.release)
         scheduler.handle("client", "semaphore_value", self.value)
         scheduler.handle("client", "semaphore_close", self.close)
-        scheduler.hear("client", "semaphore_drop", self._drop)
+        scheduler.hear("client", "semaphore_drop", partial(_take_back, self._drop))
         scheduler.on_client_gone.append(self._gone)
 
     async def acquire(self, client: ClientState, name: str, lease: str, max_leases: int, timeout: float | None) -> bool:
@@ -40,12 +48,17 @@ class Semaphores:
             raise ValueError(f"semaphore {name!r} has {semaphore.max_leases} leases, not {max_leases}")
 
         def take() -> bool:
-            if len(semaphore.leases) >= semaphore.max_leases:
-                return False
-            semaphore.leases[lease] = client
+            if lease in semaphore.asked:
+                if len(semaphore.leases) >= semaphore.max_leases:
+                    return False
+                semaphore.leases[lease] = client
             return True
 
-        return await semaphore.waiters.wait(client, take, timeout)
+        semaphore.asked.add(lease)
+        try:
+            return await semaphore.waiters.wait(client, take, timeout)
+        finally:
+            semaphore.asked.discard(lease)
 
     async def release(self, client: ClientState, name: str, lease: str) -> bool:
         """Give a lease back; False when it was not held."""
@@ -55,6 +68,7 @@ class Semaphores:
         semaphore = self._all.get(lease[0])
         held = semaphore is not None and semaphore.leases.pop(lease[1], None) is not None
         if semaphore is not None:
+            semaphore.asked.discard(lease[1])
             semaphore.waiters.wake()
             self._tidy(lease[0], semaphore)
         return held
@@ -90,7 +104,7 @@ class MultiLocks:
         self._waiters: dict[str, Waiters] = {}
         scheduler.handle("client", "multilock_acquire", self.acquire)
         scheduler.handle("client", "multilock_release", self.release)
-        scheduler.hear("client", "multilock_drop", self._drop)
+        scheduler.hear("client", "multilock_drop", partial(_take_back, self._drop))
         scheduler.on_client_gone.append(self._gone)
 
     async def acquire(
@@ -116,6 +130,8 @@ class MultiLocks:
     def _drop(self, client: ClientState, lease: str) -> bool:
         held = self._owners.pop(lease, None) is not None and self._requests.pop(lease, None) is None
         self._held = {name: holder for name, holder in self._held.items() if holder != lease}
+        if lease in self._waiters:
+            self._waiters[lease].wake()
         self._grant()
         return held
 

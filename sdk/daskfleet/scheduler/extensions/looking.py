@@ -104,7 +104,7 @@ class Looking:
                 "priority": ts.priority,
                 "dependencies": [dep.key for dep in ts.dependencies],
                 "waiters": ts.waiters,
-                "wanted_by": [wanting.id for wanting in ts.wants[::2]],
+                "wanted_by": [wanting.id for wanting in ts.wants],
                 "who_has": [worker.address for worker in ts.holders],
                 "processing_on": ts.worker.address if ts.worker is not None else None,
                 "nbytes": ts.nbytes,
