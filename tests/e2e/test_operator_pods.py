@@ -238,7 +238,7 @@ def test_an_idle_cluster_is_ended_and_one_that_is_busy_or_in_use_is_not(
     lab: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.apply(cluster("idle", 1, idleTimeout=3))
-    monkeypatch.setattr(spec, "ABANDONED_AFTER", 6)
+    monkeypatch.setattr(spec, "ABANDONED_AFTER", 8)
     with KubeCluster(name="used", namespace=lab.name, quiet=True) as used, used.get_client() as user:
         made = KubeCluster(name="busy", namespace=lab.name, n_workers=1, idle_timeout=5, quiet=True)
         with made as busy, busy.get_client() as client:
