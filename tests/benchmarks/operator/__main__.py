@@ -29,6 +29,7 @@ from .bed import Scenario, Watched
 
 OURS = images.IMAGES[0].tag
 Row = dict[str, Any]
+CYCLED = 50  # clusters at a time
 
 
 def main() -> int:
@@ -82,7 +83,7 @@ def _run(node: SourceNode, arguments: argparse.Namespace) -> list[Row]:
         ours.count()
         rows += [_measure(node, "daskfleet", ours, "cluster", OURS, size) for size in arguments.sizes]
         if arguments.clusters:
-            rows.append(_measure(node, "daskfleet", ours, "many", OURS, 10, arguments.clusters))
+            rows.append(_measure(node, "daskfleet", ours, "many", OURS, 10, clusters=arguments.clusters))
         if arguments.cycles:
             rows += _cycles(node, ours, arguments.cycles)
     finally:
@@ -112,8 +113,19 @@ def _peer(node: SourceNode, theirs: Watched, size: int, seconds: float) -> Row:
 
 
 def _measure(
+    node: SourceNode, side: str, watched: Watched | None, what: str, image: str, workers: int, **more: Any
+) -> Row:
+    """One scenario in a namespace of its own: seconds, requests, memory and CPU. `more` is `_scenario`'s."""
+    clusters = more.get("clusters", 1)
+    title = f"{clusters} clusters of {workers}" if clusters > 1 else f"{workers} workers"
+    with step(f"{side}: {title}"), fresh.namespace(node):
+        row = _scenario(node, watched, what, image, workers, **more)
+    say(f"{side}: {title}: {_told(row)}; load {os.getloadavg()[0]:.1f}")
+    return {"side": side, "title": title} | row
+
+
+def _scenario(
     node: SourceNode,
-    side: str,
     watched: Watched | None,
     what: str,
     image: str,
@@ -122,33 +134,32 @@ def _measure(
     first: int = 0,
     deadline: float | None = None,
 ) -> Row:
-    """One scenario: seconds, requests and memory."""
     total = workers * clusters
-    title = f"{clusters} clusters of {workers}" if clusters > 1 else f"{workers} workers"
-    row: Row = {"side": side, "title": title, "total": total}
+    row: Row = {"total": total}
     words = [what, f"--image={image}", f"--workers={workers}", f"--clusters={clusters}", f"--first={first}"]
     words += [f"--deadline={deadline}"] if deadline else []
-    with step(f"{side}: {title}"), fresh.namespace(node):
-        before, used = (watched.requests(), watched.process()[1]) if watched else (0, 0.0)
-        for found in Scenario(node, *words).phases():
-            row |= found
-            if watched is None:
-                continue
-            after = watched.requests()
-            row[f"requests {found['phase']}"] = (after - before) / total
-            row[f"memory {found['phase']}"], cpu = watched.process()
-            row[f"cpu {found['phase']}"] = (cpu - used) / total * 1000
-            before, used = after, cpu
-    say(f"{side}: {title}: {_told(row)}; load {os.getloadavg()[0]:.1f}")
+    before, used = (watched.requests(), watched.process()[1]) if watched else (0, 0.0)
+    for found in Scenario(node, *words).phases():
+        row |= found
+        if watched is None:
+            continue
+        after = watched.requests()
+        row[f"requests {found['phase']}"] = (after - before) / total
+        row[f"memory {found['phase']}"], cpu = watched.process()
+        row[f"cpu {found['phase']}"] = (cpu - used) / total * 1000
+        before, used = after, cpu
     return row
 
 
 def _cycles(node: SourceNode, ours: Watched, cycles: int) -> list[Row]:
-    """Clusters of two workers, twenty at a time, until so many have come and gone."""
+    """Clusters of two workers, some at a time, until so many have come and gone."""
     rows = []
-    for first in range(0, cycles, 20):
-        row = _measure(node, "daskfleet", ours, "many", OURS, 2, 20, first)
-        rows.append(row | {"title": f"after {first + 20} clusters", "cycled": first + 20})
+    with step(f"daskfleet: {cycles} clusters that come and go"), fresh.namespace(node):
+        for first in range(0, cycles, CYCLED):
+            row = _scenario(node, ours, "many", OURS, 2, clusters=CYCLED, first=first)
+            cycled = first + CYCLED
+            say(f"after {cycled} clusters: {row['memory down']:.1f} MB")
+            rows.append({"side": "daskfleet", "title": f"after {cycled} clusters", "cycled": cycled} | row)
     return rows
 
 
@@ -159,8 +170,9 @@ def _growth(rows: list[Row]) -> str:
     if len(settled) < 3:
         return ""
     slope, _ = statistics.linear_regression(*zip(*settled, strict=True))
-    last, memory = cycled[-1]
-    return f"resident after {last} clusters: {memory:.1f} MB; {slope * 1000:+.1f} MB for 1,000 more"
+    (first, early), (last, late) = cycled[0], cycled[-1]
+    growth = f"{slope * 1000:+.1f} MB for 1,000 more, by the last two thirds"
+    return f"resident after {first} clusters {early:.1f} MB, after {last} {late:.1f} MB; {growth}"
 
 
 def _told(row: Row) -> str:
@@ -170,21 +182,12 @@ def _told(row: Row) -> str:
 def _text(rows: list[Row]) -> str:
     """The table; ratios are to the bed's limit of the same size, requests and CPU for each worker."""
     limits = {row["title"]: row for row in rows if row["side"] == "the bed's limit"}
-    heads = (
-        "",
-        "made/s",
-        "Running/s",
-        "of limit",
-        "to 0, s",
-        "x limit",
-        "requests up",
-        "down",
-        "CPU ms up",
-        "down",
-        "RSS MB",
-    )
+    heads = ["", "made/s", "Running/s", "of limit", "to 0, s", "x limit", "requests up", "down"]
+    heads += ["CPU ms up", "down", "RSS MB"]
     lines = [heads[0].ljust(36) + "".join(head.rjust(12) for head in heads[1:])]
     for row in rows:
+        if "cycled" in row:
+            continue
         if "failed" in row:
             lines.append(f"{row['side']}, {row['title']}".ljust(36) + f"    not done: {row['failed']}")
             continue
