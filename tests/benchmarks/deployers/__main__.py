@@ -232,6 +232,7 @@ def main() -> None:
     parser.add_argument("--managers", nargs="*", default=list(MANAGERS), choices=list(MANAGERS))
     parser.add_argument("--only", choices=("daskfleet", "peer"), help="one side by itself")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the beds are taken down
     sides = [True, False] if given.only is None else [given.only == "daskfleet"]
     n = given.workers
     print(f"seconds until {n} workers are registered, {os.cpu_count()} processors; {versions(peers())}")
