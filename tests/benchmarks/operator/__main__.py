@@ -3,11 +3,12 @@
 usage: python -m tests.benchmarks.operator [--sizes 200 1000] [--peer-size 200] [--peer-seconds 120] [--clusters 100]
                                            [--cycles 0] [--keep]
 
-Where the operator's own seconds go decides the rest, as it shares the API server's processors. With py-spy, at 1,000
-workers: passes were two thirds of 7.5 ms for each worker, up and down, most of it marks of retirement that each pass
-made anew (12 ms a pass, now 1.5); passes that rest and marks that are made once left 5. What is left is requests, TLS
-and the watch. Parsing JSON is a tenth of it, so a quicker parser was not worth a dependency. One request that deletes a
-whole group would spare the others, but it selects by labels alone: it would take workers made after the decision, too.
+What was tried to come nearer to the limit, by py-spy and by the processes' CPU at 1,000 workers: passes were two thirds
+of the operator's 7.5 ms for each worker, up and down, most of it marks of retirement that each pass made anew (12 ms a
+pass, now 1.5). Passes that rest, and marks that are made once, left 4.1 ms, and the seconds stayed as they were: it is
+the API server that spends 1.2 times (up) and 1.5 times (down) as much on the operator's requests as on the script's. A
+quicker JSON parser would save a tenth of the operator's. One request that deletes a whole group was not tried: it
+selects by labels alone, and would take workers made after the decision, too.
 
 Each operator runs as its pod on the node from source, with that node's two cores shared by all of Kubernetes. The bed's
 limit is a script that posts, and deletes, the same pods and does nothing else.
