@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from daskfleet.comm.connection import Connection
+from daskfleet.comm.connection import CommClosedError, Connection
 from daskfleet.comm.opening import connect
 
 
@@ -23,12 +23,15 @@ class Pool:
         self._connections: dict[str, asyncio.Task[Connection]] = {}
 
     async def get(self, address: str) -> Connection:
-        """An open connection to `address`; raises what `connect` raises."""
+        """An open connection to `address`; raises what `connect` raises, or CommClosedError if it is forgotten."""
         task = self._connections.get(address)
         if task is None or (task.done() and (task.cancelled() or task.exception() or task.result().closed)):
             task = asyncio.create_task(connect(address, timeout=self._timeout, **self._args))
             self._connections[address] = task
-        return await asyncio.shield(task)
+        await asyncio.wait([task])
+        if task.cancelled():  # not whoever waits here: an answer that was cancelled would never be given
+            raise CommClosedError(f"{address} is gone")
+        return task.result()
 
     async def call(self, address: str, method: str, *args: Any, timeout: float | None = None) -> Any:
         """Call `method` of the peer at `address` (see `Connection.call`)."""

@@ -254,6 +254,17 @@ async def test_a_pool_connects_once_and_anew_when_the_connection_has_died(serve:
     pool.close()
 
 
+async def test_who_waits_for_a_connection_hears_that_its_peer_was_forgotten() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        pool = Pool({"token": "t", "ssl_context": None})
+        call = asyncio.create_task(pool.call(address, "echo"))
+        await asyncio.sleep(0.1)
+        pool.forget(address)
+        with pytest.raises(CommClosedError, match="is gone"):
+            await asyncio.wait_for(call, 5)
+
+
 async def test_what_is_near_is_reached_without_tcp(serve: Any) -> None:
     _, address = await serve(token="t")
     here = await connect(address, token="t")
