@@ -18,7 +18,7 @@ import pytest
 from daskfleet_operator.app import WATCHED
 from daskfleet_operator.kube.client import Api
 from daskfleet_operator.kube.config import Connection, load_connection
-from daskfleet_operator.kube.kinds import CLUSTER, CUSTOM_KINDS, JOB, POD, SECRET, WORKERGROUP, Json, Kind
+from daskfleet_operator.kube.kinds import CLUSTER, CUSTOM_KINDS, DEPLOYMENT, JOB, POD, SECRET, WORKERGROUP, Json, Kind
 from daskfleet_operator.metrics import Metrics
 from daskfleet_operator.plan.model import Key
 from daskfleet_operator.reconcile import Reconciler
@@ -84,15 +84,28 @@ class Process:
         self.woken = True
 
     async def settle(self) -> None:
-        """Work until passes find nothing to write, though time passes."""
+        """Work until passes find nothing to write, though time passes, and Kubernetes has done its part."""
         quiet = 0
         while quiet < 2:
-            for kind, items in (await listed(self.api, self.key)).items():
+            found = await listed(self.api, self.key)
+            for kind, items in found.items():
                 self.store.replaced(kind, self.key.namespace, items)
             before, self.woken = self.api.written, False
             await self.reconciler.pass_over(self.key)
             quiet = quiet + 1 if self.api.written == before and not self.woken else 0
-            self.now += 5
+            if quiet and not all(map(_rolled_out, found[DEPLOYMENT])):
+                quiet = 0
+                await asyncio.sleep(0.05)
+            else:
+                self.now += 5
+
+
+def _rolled_out(deployment: Json) -> bool:
+    """Whether its pods are what it says: their making is the work of a controller, which may be slow."""
+    wanted, status = deployment["spec"]["replicas"], deployment.get("status", {})
+    return status.get("observedGeneration") == deployment["metadata"]["generation"] and all(
+        status.get(count, 0) == wanted for count in ("replicas", "updatedReplicas")
+    )
 
 
 async def listed(api: Api, key: Key) -> dict[Kind, list[Json]]:
