@@ -262,10 +262,18 @@ class Submitting(Gathering):
         named = [(cid, key) for cid, key, _ in rows]
         number, parts = await self._call("scatter_begin", named, workers, broadcast)
         kept: list[tuple[str, int, int, str]] = []
+        gone: set[str] = set()
 
         async def put(address: str, part: list[tuple[int, int]]) -> None:
             payload = [(id, rows[position][1], rows[position][2]) for position, id in part]
-            answer = await self._ask_worker(address, "put_data", self._info["id"], payload)
+            try:
+                answer = await self._ask_worker(address, "put_data", self._info["id"], payload)
+            except OSError:  # it has gone; that another of them has its part is as good
+                others = [other for other, _ in parts if other != address and other not in gone]
+                if broadcast or not others:
+                    raise
+                gone.add(address)
+                return await put(others[0], part)
             kept.extend((address, *row) for row in answer)
 
         outcomes = await asyncio.gather(*(put(address, part) for address, part in parts), return_exceptions=True)

@@ -56,6 +56,23 @@ def test_a_worker_born_again_is_forked_with_what_the_dead_one_had_imported(three
     assert client.run(has_numpy, workers=new) == {new[0]: True}
 
 
+def test_what_is_scattered_goes_elsewhere_when_its_worker_dies_meanwhile(three, monkeypatch) -> None:
+    _, client = three
+    pids = {address: info["pid"] for address, info in client.scheduler_info()["workers"].items()}
+    ask, killed = client._ask_worker, []
+
+    async def kill_and_ask(address, *question):
+        if not killed:
+            killed.append(address)
+            os.kill(pids[address], signal.SIGKILL)
+        return await ask(address, *question)
+
+    monkeypatch.setattr(client, "_ask_worker", kill_and_ask)
+    scattered = client.scatter([np.full(100_000, i) for i in range(6)])
+    assert killed
+    assert [int(x[0]) for x in client.gather(scattered)] == list(range(6))
+
+
 def test_a_task_that_was_running_on_a_killed_worker_runs_again(three) -> None:
     _, client = three
     flag = client.submit(os.getpid, pure=False).result(timeout=60)  # a warm-up
