@@ -78,7 +78,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     if helm or cluster:
         with item.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             if helm:
-                stash[HELM] = _helm(build=REQUIRED or "kubernetes_api" in wanted)
+                cluster_tests = any("kubernetes_api" in _fixtures(other) for other in item.session.items)
+                stash[HELM] = _helm(build=REQUIRED or cluster_tests)
             if cluster:
                 group = [_fixtures(other) for other in item.session.items if _group(other) == _group(item)]
                 stash[SECOND] = _group(item) == GROUP_WITHOUT

@@ -93,7 +93,7 @@ class Process:
             before, self.woken = self.api.written, False
             await self.reconciler.pass_over(self.key)
             quiet = quiet + 1 if self.api.written == before and not self.woken else 0
-            if quiet and not all(map(_rolled_out, found[DEPLOYMENT])):
+            if quiet and not (_collected(found) and all(map(_rolled_out, found[DEPLOYMENT]))):
                 quiet = 0
                 await asyncio.sleep(0.05)
             else:
@@ -106,6 +106,21 @@ def _rolled_out(deployment: Json) -> bool:
     return status.get("observedGeneration") == deployment["metadata"]["generation"] and all(
         status.get(count, 0) == wanted for count in ("replicas", "updatedReplicas")
     )
+
+
+def _collected(found: dict[Kind, list[Json]]) -> bool:
+    """Whether what was deleted is gone, and all that it owned: that is a controller's work as well."""
+    everything = [item["metadata"] for items in found.values() for item in items]
+    there = {meta["uid"] for meta in everything}
+    return not any(
+        "deletionTimestamp" in meta or not all(_there(owner, there, found) for owner in meta.get("ownerReferences", ()))
+        for meta in everything
+    )
+
+
+def _there(owner: Json, there: set[str], found: dict[Kind, list[Json]]) -> bool:
+    # ReplicaSets are not watched: they go with their Deployment, and a cluster has one.
+    return bool(found[DEPLOYMENT]) if owner["kind"] == "ReplicaSet" else owner["uid"] in there
 
 
 async def listed(api: Api, key: Key) -> dict[Kind, list[Json]]:

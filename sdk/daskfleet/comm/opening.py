@@ -255,8 +255,8 @@ async def listen(
     ----------
     scheme
         ``tcp``, ``tls``, ``unix`` (this machine only; without a token our own user and root only) or ``inproc`` (this
-        event loop only). At a ``tcp`` address the
-        latter two are at home as well, for whoever is near, unless `shortcut` is False.
+        event loop only). At a ``tcp`` address the latter two are at home as well, for whoever is near, unless
+        `shortcut` is False.
 
     Raises
     ------
