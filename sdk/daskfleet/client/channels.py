@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from daskfleet.client.future import Future
@@ -17,21 +19,38 @@ def _pack(value: Any) -> tuple[str, Any]:
     return ("future", value.key) if isinstance(value, Future) else ("data", dumps_by_value(value))
 
 
-def _unpack(client: Client, kind: str, values: list[tuple[str, Any]]) -> list[Any]:
-    """The values; of futures, the scheduler is told that this client holds them now."""
-    unpacked = [client._want(value) if what == "future" else loads(value) for what, value in values]
-    keys = [value for what, value in values if what == "future"]
-    if keys:
-        client._send((f"{kind}_taken", keys))
-    return unpacked
+#: Numbers by which one process's clients take things, each of which the scheduler keeps until it is told how that went.
+_tickets = itertools.count(1)
+
+
+async def _receive(client: Client, subject: str, name: str, *args: Any) -> list[Any] | None:
+    """Take values; of futures, the scheduler is told that this client holds them now. None when there were none."""
+    ticket = next(_tickets)
+    try:
+        values = await client._call(f"{subject}_get", name, ticket, *args)
+    except BaseException:
+        _give_up(client, subject, ticket)
+        raise
+    if values is None:
+        return None
+    try:
+        return [client._want(value) if what == "future" else loads(value) for what, value in values]
+    finally:
+        client._send((f"{subject}_taken", ticket))
+
+
+def _give_up(client: Client, subject: str, ticket: int) -> None:
+    """What was asked for with `ticket` is not to be done, or undone where it has been."""
+    if client.status != "closed":
+        client._send((f"{subject}_drop", ticket))
 
 
 class Variable(Named):
     """A value that whoever knows its name can set and get.
 
     The value is a future, whose result stays on the cluster for as long as it is here, or anything that can be pickled;
-    it stays on the scheduler, so it should be small. With the scheduler it is gone, and so is a queue, though futures
-    that clients hold survive that; a published dataset (`Client.publish_dataset`) outlives it, too.
+    it stays on the scheduler and with a few workers, so it should be small. It survives the scheduler: one that is
+    started in its place has it from the workers.
     """
 
     def set(self, value: Any, timeout: float | str | None = None) -> Any:
@@ -52,11 +71,10 @@ class Variable(Named):
         return self._sync(self._get, seconds(timeout))
 
     async def _get(self, timeout: float | None) -> Any:
-        client = self.client
-        value = await client._call("variable_get", self.name, timeout)
-        if value is None:
+        values = await _receive(self.client, "variable", self.name, timeout)
+        if values is None:
             raise TimeoutError(f"variable {self.name!r} was not set within {timeout:g} s")
-        return _unpack(client, "variable", [value])[0]
+        return values[0]
 
     def delete(self) -> Any:
         """Forget the value, everywhere."""
@@ -64,7 +82,11 @@ class Variable(Named):
 
 
 class Queue(Named):
-    """First in, first out, between clients and tasks. Values are those of `Variable`.
+    """First in, first out, between clients and tasks. Values are those of `Variable`, and survive as those do.
+
+    A `get` that is cancelled, or whose client ends before it has the value, takes nothing. When the scheduler is killed
+    in the moment of a `get`, its value may be got once more afterwards; a `put` in that moment fails with
+    `CommClosedError`, whether the value is in or not.
 
     Parameters
     ----------
@@ -89,7 +111,13 @@ class Queue(Named):
         return self._sync(self._put, value, seconds(timeout))
 
     async def _put(self, value: Any, timeout: float | None) -> None:
-        if not await self.client._call("queue_put", self.name, self.maxsize, _pack(value), timeout):
+        client, ticket = self.client, next(_tickets)
+        try:
+            done = await client._call("queue_put", self.name, ticket, self.maxsize, _pack(value), timeout)
+        except asyncio.CancelledError:
+            _give_up(client, "queue", ticket)
+            raise
+        if not done:
             raise TimeoutError(f"queue {self.name!r} was full for {timeout:g} s")
 
     def get(self, timeout: float | str | None = None, batch: bool | int = False) -> Any:
@@ -108,12 +136,10 @@ class Queue(Named):
         return self._sync(self._get, seconds(timeout), batch)
 
     async def _get(self, timeout: float | None, batch: bool | int) -> Any:
-        client = self.client
-        values = await client._call("queue_get", self.name, batch, timeout)
+        values = await _receive(self.client, "queue", self.name, batch, timeout)
         if values is None:
             raise TimeoutError(f"nothing to take from queue {self.name!r} within {timeout:g} s")
-        unpacked = _unpack(client, "queue", values)
-        return unpacked[0] if batch is False else unpacked
+        return values[0] if batch is False else values
 
     def qsize(self) -> Any:
         """How many are in it."""

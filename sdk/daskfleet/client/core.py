@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Calls that may be made again when the connection was lost before the answer came.
-REPEATABLE = frozenset({"gather", "locate", "wait_for_workers", "identity", "who_has", "has_what", "processing"})
+REPEATABLE = frozenset(
+    {"gather", "locate", "wait_for_workers", "identity", "who_has", "has_what", "processing"}
+    | {"variable_get", "variable_set", "variable_delete", "queue_get", "queue_size"}
+    | {"event_wait", "event_set", "event_clear", "event_is_set", "metadata_get", "metadata_set"}
+    | {"dataset_get", "dataset_list", "dataset_unpublish"}
+)
 #: Parameters of distributed's client without effect here.
 IGNORED = frozenset({"heartbeat_interval", "serializers", "deserializers", "extensions", "connection_limit"})
 #: Seconds that a task's call to the scheduler may take before the task gives way to others.

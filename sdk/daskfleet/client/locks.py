@@ -232,7 +232,7 @@ class MultiLock(Named):
 
 
 class Event(Named):
-    """A flag that tasks and clients set and wait for."""
+    """A flag that tasks and clients set and wait for. It survives the scheduler, as a `Variable` does."""
 
     def wait(self, timeout: float | str | None = None) -> Any:
         """Wait until it is set.

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from daskfleet.client.collections import futures_of
 from daskfleet.client.core import Core
 from daskfleet.client.inside import get_client
+from daskfleet.comm import Connection
 from daskfleet.protocol.serialize import dumps_by_value, loads
 from daskfleet.worker.context import running_worker
 
@@ -66,6 +67,11 @@ class Sharing(Core):
         super().__init__(*args, **kwargs)
         self._handlers["event"] = self._on_events
 
+    async def _introduce(self, connection: Connection) -> None:
+        await super()._introduce(connection)
+        for topic in self._topics:  # of a connection that was lost, perhaps with its scheduler
+            connection.send(("subscribe", topic))
+
     # Datasets ------------------------------------------------------------------------------------------------------
 
     def publish_dataset(self, *args: Any, name: Any = None, override: bool = False, **kwargs: Any) -> Any:
@@ -87,7 +93,7 @@ class Sharing(Core):
 
         Notes
         -----
-        What is computed by then outlives the client and the scheduler: workers know the names of what they hold.
+        What is computed by then outlives the client and the scheduler: workers hold the data, and a few know the names.
         What is still to be computed outlives the client only, so `wait` for it where that matters.
         """
         if (name is None) == bool(args) or len(args) > 1:
@@ -135,7 +141,7 @@ class Sharing(Core):
     # Metadata ------------------------------------------------------------------------------------------------------
 
     def set_metadata(self, key: Any, value: Any) -> Any:
-        """Leave a fact on the scheduler.
+        """Leave a fact on the scheduler, which one that is started in its place has from the workers.
 
         Parameters
         ----------
@@ -167,7 +173,7 @@ class Sharing(Core):
     # Events --------------------------------------------------------------------------------------------------------
 
     def log_event(self, topic: Any, msg: Any) -> Any:
-        """Note an event, with the time, under a topic or several.
+        """Note an event, with the time, under a topic or several. Events end with the scheduler.
 
         Parameters
         ----------

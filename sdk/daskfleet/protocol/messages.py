@@ -31,6 +31,8 @@ scheduler → worker
     ("fetch", rows)         rows: (id, key, nbytes, addresses): hold a copy of this
     ("stop", ids)           end these though they run
     ("yield", ids)          give these back unless they have started
+    ("remember_all", rows or None)  what to keep for the next scheduler, in place of what was kept; None for not to
+    ("remember", rows)      rows: (key, value or None): changes of that
 worker → scheduler
     ("done", rows)          rows: (id, attempt, nbytes, seconds, type name, value or None)
     ("erred", rows)         rows: (id, attempt, exception, traceback, text, seconds)

@@ -46,7 +46,8 @@ class Peers:
         self._hearers: dict[tuple[str, str], Callable[[Any, Any], Any]] = {}
         self.on_client_gone: list[Callable[[ClientState], None]] = []
         self.on_worker: list[Callable[[dict[str, Any]], None]] = []  # with what a worker that joins says of itself
-        self.greetings: list[Callable[[], list[Message]]] = []  # what every worker that joins is told
+        self.on_joined: list[Callable[[WorkerState], None]] = []
+        self.on_left: list[Callable[[WorkerState], None]] = []
         self.own_clients: dict[ClientState, Callable[[Message], None]] = {}  # of extensions: no connection, a function
         self._changed: asyncio.Future[None] | None = None
         self.on_ended: list[Callable[[WorkerState, str, Sequence[Any]], None]] = []  # of those who watch tasks end
@@ -127,11 +128,11 @@ class Peers:
             nthreads=int(info["nthreads"]),
             memory_limit=int(info["memory_limit"]),
             resources=dict(info["resources"]),
-            info={key: value for key, value in info.items() if key not in ("held", "inherited", "datasets")},
+            info={key: value for key, value in info.items() if key not in ("held", "inherited", "remembered")},
             last_seen=time.monotonic(),
         )
         if info.get("scheduler") not in (None, self.id):
-            if info["held"]:
+            if info["held"] or info.get("remembered"):
                 self._take_over()
             for learn in self.on_worker:
                 learn(info)
@@ -144,10 +145,9 @@ class Peers:
         connection.send(("joined", self.id, ids))
         if plugins := self.plugins.for_new_worker():
             connection.send(("plugins", plugins))
-        for greeting in self.greetings:
-            for message in greeting():
-                connection.send(message)
         self._adopt(connection, worker, self._on_worker, self._on_worker_gone)
+        for joined in self.on_joined:
+            joined(worker)
         logger.info("worker %s registered, %s, %d threads", name, address, worker.nthreads)
         self.notify("add_worker", scheduler=self, worker=address)
         self._flush()
@@ -210,6 +210,8 @@ class Peers:
             client.leaving = True  # its tasks are gone, and with them what they held
             self._drop_client(client)
         self.state.remove_worker(worker, expected=expected)
+        for left in self.on_left:
+            left(worker)
         if (dead := self.state.unexplained.get(worker.name)) is not None and dead[0] is worker:
             asyncio.get_running_loop().call_later(NANNY_TIMEOUT, self._presume, worker)
         self.notify("remove_worker", scheduler=self, worker=worker.address, stimulus_id=f"remove-{worker.address}")

@@ -124,7 +124,7 @@ class Worker:
         self.predecessor = ""
         self._joined = asyncio.Event()
         self.machine = WorkerMachine(self.nthreads, self.resources)
-        self._datasets: dict[Any, tuple[Any, ...]] = {}  # published: kept for a scheduler that comes after this one
+        self._remembered: dict[Any, Any] | None = None  # rows, for a scheduler that comes after this one
         self.local_directory = local_directory
         self.dashboard_address = dashboard_address
         self._dashboard_prefix, self._sni = dashboard_prefix, scheduler_sni
@@ -292,7 +292,7 @@ class Worker:
                 "held": self.machine.offer(),
                 "inherited": [(of, id, key, dumps(pieces)) for of, id, key, pieces in self._inherited],
                 "scheduler": self.scheduler_id or None,
-                "datasets": list(self._datasets.values()),
+                "remembered": None if self._remembered is None else list(self._remembered.items()),
             },
             timeout=30,
         )
@@ -382,12 +382,14 @@ class Worker:
                         if of == scheduler_id:  # it frees what it has no use for
                             machine.put(id, key, pieces, 0)
                     self._inherited = []
-                case ("datasets", rows, unpublished):
-                    if unpublished is None:  # these are all
-                        self._datasets.clear()
-                    for name in unpublished or ():
-                        self._datasets.pop(name, None)
-                    self._datasets.update({row[0]: row for row in rows})
+                case ("remember_all", rows):
+                    self._remembered = None if rows is None else dict(rows)
+                case ("remember", rows):
+                    assert self._remembered is not None
+                    for key, value in rows:
+                        self._remembered.pop(key, None)
+                        if value is not None:
+                            self._remembered[key] = value
                 case ("close", reason):
                     self._spawn(self.close(reason))
                 case _:

@@ -104,3 +104,58 @@ async def test_queue_asynchronous(aclient: Client) -> None:
     future = aclient.submit(pow, 2, 5)
     await queue.put(future)
     assert await (await queue.get()) == 32
+
+
+@pytest.mark.parametrize("before", [0.0, 0.05])
+@pytest.mark.parametrize("after", [0.0, 0.05])
+async def test_what_is_cancelled_takes_and_leaves_nothing(aclient: Client, before: float, after: float) -> None:
+    queue, unset = Queue("cancelled", maxsize=2), Variable("never set")
+    waiting = [asyncio.ensure_future(get) for get in (queue.get(batch=3), queue.get(), unset.get())]
+    await asyncio.sleep(before)
+    for task in waiting:
+        task.cancel()
+    await asyncio.sleep(after)
+    for value in ("data", aclient.submit(str, "future")):
+        await queue.put(value)
+    putting, getting = (asyncio.ensure_future(call) for call in (queue.put("put"), queue.get()))
+    await asyncio.sleep(before)
+    ended = [task for task in (putting, getting) if not task.cancel()]
+    await asyncio.sleep(after)
+    got = [task.result() for task in ended if task is getting]
+    while len(got) < 2:
+        got.append(await queue.get())
+    got += await queue.get(batch=True)
+    there = {await value if isinstance(value, Future) else value for value in got}
+    assert there in ({"data", "future"}, {"data", "future", "put"}) and len(got) == len(there)
+    queues, variables = (aclient.cluster.scheduler.extensions[name] for name in ("queues", "variables"))
+    assert not queues._asked and not variables._asked and not variables._lines
+    deadline = time.monotonic() + 10
+    while queues._handed and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    assert not queues._handed
+
+
+def test_what_a_client_has_not_got_when_it_ends_is_back_in_its_place(cluster: LocalCluster, client: Client) -> None:
+    queue = Queue("back")
+    for i in range(4):
+        queue.put(i)
+    with Client(cluster, set_as_default=False) as other:
+        assert Queue("back", client=other).get() == 0
+        other._sync(other._call, "queue_get", "back", 10**9, 2, None)  # and does not say that it has it
+        assert queue.qsize() == 1
+    deadline = time.monotonic() + 10
+    while queue.qsize() < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert queue.get(batch=True) == [1, 2, 3]
+
+
+async def test_a_get_that_is_repeated_after_a_lost_connection_takes_once(aclient: Client) -> None:
+    queue = Queue("repeated")
+    waiting = asyncio.ensure_future(queue.get(batch=2))
+    await queue.put(1)
+    assert aclient._scheduler is not None
+    aclient._scheduler.abort()
+    for value in (2, 3):
+        await queue.put(value)
+    assert await asyncio.wait_for(waiting, 20) == [1, 2]
+    assert await queue.get(batch=True) == [3]

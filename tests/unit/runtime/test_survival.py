@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 
 import pytest
-from daskfleet import Client, LocalCluster, Scheduler, Worker, get_worker
+from daskfleet import Client, Event, LocalCluster, Queue, Scheduler, Variable, Worker, get_worker
 from daskfleet.client import link
 from daskfleet.scheduler import peers
 
@@ -139,7 +139,7 @@ async def test_published_data_outlives_the_scheduler_and_who_published_it(monkey
                     found = await other.get_dataset("kept")
                     assert [value[-1] for value in await other.gather(found)] == [0, 1, 2, 3]
                     assert await (await other.get_dataset("small")) == 3
-                    assert set(late._datasets) == {"kept", "small"}
+                    assert {name for _, name in late._remembered} == {"kept", "small"}
             finally:
                 await new.close()
 
@@ -153,6 +153,61 @@ async def test_a_dataset_is_waited_for_while_its_workers_come_over():
         new = await restarted(scheduler)
         try:
             assert (await client.gather(await client.get_dataset("kept")))[-1] == 7
+        finally:
+            await new.close()
+
+
+async def test_what_was_left_by_name_outlives_the_scheduler():
+    async with cluster(4) as (scheduler, workers, client):
+        future = client.submit(big, 7, key="kept")
+        await future
+        names = {"client": client}
+        await Variable("data", **names).set({"a": 1})
+        await Variable("future", **names).set(future)
+        await Variable("gone", **names).set(1)
+        await Variable("gone", **names).delete()
+        for n in range(4):
+            await Queue("q", maxsize=4, **names).put(n)
+        assert await Queue("q", **names).get() == 0
+        await Event("set", **names).set()
+        await Event("cleared", **names).set()
+        await Event("cleared", **names).clear()
+        await client.set_metadata(["a", "b"], 1)
+        await client.set_metadata("a", {"c": 2})
+        await client.set_metadata(["a", "d"], 3)
+        await workers[0].close()  # another has all that this one knew
+        del future
+        heard = asyncio.Queue()
+
+        async def hear(event):
+            await heard.put(event[1])
+
+        client.subscribe_topic("told", hear)
+        waiting = asyncio.create_task(Queue("later", **names)._get(None, False))
+        flag = asyncio.create_task(Event("later", **names).wait())
+        unset = asyncio.create_task(Variable("later", **names).get())
+        await asyncio.sleep(0.05)
+        new = await restarted(scheduler)
+        try:
+            async with asyncio.timeout(20):
+                assert await Variable("data", **names).get() == {"a": 1}
+                assert (await (await Variable("future", **names).get()))[-1] == 7
+                with pytest.raises(TimeoutError):
+                    await Variable("gone", **names).get(timeout=0)
+                queue = Queue("q", **names)
+                assert await queue.qsize() == 3
+                await queue.put(4)
+                with pytest.raises(TimeoutError, match="full"):
+                    await queue.put(5, timeout=0)
+                assert await queue.get(batch=True) == [1, 2, 3, 4]
+                assert await Event("set", **names).is_set() and not await Event("cleared", **names).is_set()
+                assert await client.get_metadata("a") == {"c": 2, "d": 3}
+                await Queue("later", **names).put("came")
+                await Event("later", **names).set()
+                await Variable("later", **names).set("known")
+                assert await asyncio.gather(waiting, flag, unset) == ["came", True, "known"]
+                await client.log_event("told", "heard")
+                assert await heard.get() == "heard"
         finally:
             await new.close()
 

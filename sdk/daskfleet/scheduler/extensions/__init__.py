@@ -5,6 +5,8 @@ An extension is a class that is given the scheduler and registers what it answer
 `Scheduler.on_client_gone`, so nothing here needs leases that have to be renewed or that run out. A task uses its
 worker's client, so what a task holds ends with the worker.
 
+What clients leave here by name is known to some workers as well (`Backup`), who tell a scheduler in this one's place.
+
 The scheduler never unpickles what users store here.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from daskfleet.scheduler.extensions.backup import Backup
 from daskfleet.scheduler.extensions.channels import Queues, Variables
 from daskfleet.scheduler.extensions.control import Control
 from daskfleet.scheduler.extensions.data import Data
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from daskfleet.scheduler.server import Scheduler
 
 EXTENSIONS = (
+    Backup,  # which others use
     Results,
     Control,
     Semaphores,
