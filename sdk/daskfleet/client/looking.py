@@ -13,8 +13,8 @@ from daskfleet.client.memory import ActiveMemoryManagerProxy
 from daskfleet.client.options import worker_names
 from daskfleet.dump import write_dump
 from daskfleet.exceptions import DaskfleetError, VersionMismatch
+from daskfleet.profiles import merge, tree
 from daskfleet.versions import VersionMismatchWarning, mismatches, versions
-from daskfleet.worker.observing import merge, tree
 
 if TYPE_CHECKING:
     from daskfleet.client.reports import ProfilePlot
@@ -157,6 +157,8 @@ class Looking(Collections):
         merge_workers: bool = True,
         plot: bool | str = False,
         filename: str | None = None,
+        server: bool = False,
+        scheduler: bool = False,
     ) -> Any:
         """Where tasks have spent their time, by samples of their threads' stacks.
 
@@ -172,6 +174,9 @@ class Looking(Collections):
             Return a figure, too; ``"save"`` writes it to ``dask-profile.html`` unless there is a filename.
         filename
             Write the figure there.
+        server, scheduler
+            The time of the workers' own threads instead, or of the scheduler's, while those have something to do; `key`
+            says nothing then. Sampling of these begins when it is first asked for, and ends an hour after it was last.
 
         Returns
         -------
@@ -182,22 +187,31 @@ class Looking(Collections):
             ``save(filename)``. In difference from distributed it is none of bokeh's, and needs none.
         """
         where = filename or ("dask-profile.html" if plot == "save" else None)
-        arguments = (key, start, stop, worker_names(workers), merge_workers)
+        arguments = (key, start, stop, worker_names(workers), merge_workers or scheduler, server, scheduler)
         if not plot and where is None:
             return self._sync(self._profile, *arguments)
         return self._sync(self._plotted_profile, where, *arguments)
 
     async def _profile(
-        self, key: str | None, start: float | None, stop: float | None, workers: list[str], merge_workers: bool
+        self,
+        key: str | None,
+        start: float | None,
+        stop: float | None,
+        workers: list[str],
+        merge_workers: bool,
+        server: bool = False,
+        scheduler: bool = False,
     ) -> Any:
-        rows = await self._call("ask_workers", workers, "profile", key, start, stop)
+        if scheduler:
+            return await self._call("profile", start, stop)
+        rows = await self._call("ask_workers", workers, "profile", key, start, stop, server)
         return _sum(profile for _, profile in rows) if merge_workers else dict(rows)
 
     async def _plotted_profile(self, filename: str | None, *arguments: Any) -> tuple[Any, ProfilePlot]:
         from daskfleet.client.reports import ProfilePlot
 
         found = await self._profile(*arguments)
-        merged = arguments[-1]
+        merged = arguments[4]
         plot = ProfilePlot(found if merged else _sum(found.values()))
         if filename is not None:
             await asyncio.to_thread(plot.save, filename)

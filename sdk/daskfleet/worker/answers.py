@@ -50,8 +50,14 @@ class Answers:
     async def call_stack(self, keys: Sequence[Key] | None) -> list[tuple[Key, list[str]]]:
         return self._worker._observer.call_stacks(keys)
 
-    async def profile(self, prefix: str | None, start: float | None, stop: float | None) -> dict[str, Any]:
-        return await asyncio.to_thread(self._worker._observer.profile, prefix, start, stop)
+    async def profile(
+        self, prefix: str | None, start: float | None, stop: float | None, server: bool = False
+    ) -> dict[str, Any]:
+        """Of the tasks' threads, or of the worker's own (`server`)."""
+        observer = self._worker._observer
+        if server:
+            return await asyncio.to_thread(observer.loop.profile, start, stop)
+        return await asyncio.to_thread(observer.profile, prefix, start, stop)
 
     async def dump(self) -> dict[str, Any]:
         """All that is known here, as plain data."""

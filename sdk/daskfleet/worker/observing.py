@@ -1,8 +1,7 @@
 """What a worker's threads are doing: call stacks at once, and profiles by sampling.
 
 The sampler looks at the threads that run tasks a hundred times a second; when none does it sleeps until the executor
-wakes it. A sample walks one stack, some 20 µs. Samples gather by kind of task in windows of ten seconds, of which an
-hour is kept.
+wakes it. A sample walks one stack, some 20 µs. Samples gather by kind of task (`daskfleet.profiles`).
 """
 
 from __future__ import annotations
@@ -10,15 +9,14 @@ from __future__ import annotations
 import linecache
 import sys
 import threading
-import time
 import traceback
-from collections import deque
 from collections.abc import Iterable
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from daskfleet import config
 from daskfleet.importing import Lazy
+from daskfleet.profiles import LoopSampler, Samples, Tree, add, stack, tree
 
 if TYPE_CHECKING:
     from dask import utils
@@ -28,51 +26,10 @@ if TYPE_CHECKING:
 else:
     utils = Lazy("dask.utils")
 
-#: Seconds of one window, and how many are kept.
-WINDOW, WINDOWS = 10.0, 360
-
-Tree = dict[str, Any]
-
-
-def tree() -> Tree:
-    """A profile without samples."""
-    return {"count": 0, "identifier": "root", "description": {}, "children": {}}
-
-
-def merge(into: Tree, other: Tree) -> None:
-    """Add the samples of one profile to another."""
-    into["count"] += other["count"]
-    for name, child in other["children"].items():
-        mine = into["children"].get(name)
-        if mine is None:
-            mine = into["children"][name] = {**child, "count": 0, "children": {}}
-        merge(mine, child)
-
-
-def _add(into: Tree, frames: Iterable[FrameType]) -> None:
-    into["count"] += 1
-    for frame in frames:
-        code = frame.f_code
-        name = f"{code.co_name};{code.co_filename};{code.co_firstlineno}"
-        child = into["children"].get(name)
-        if child is None:
-            child = into["children"][name] = {
-                "count": 0,
-                "identifier": name,
-                "description": {"name": code.co_qualname, "filename": code.co_filename, "line_number": frame.f_lineno},
-                "children": {},
-            }
-        child["count"] += 1
-        into = child
-
 
 def _users_frames(frame: FrameType | None) -> list[FrameType]:
     """The stack from the task's own function on, outermost first."""
-    frames = []
-    while frame is not None:
-        frames.append(frame)
-        frame = frame.f_back
-    frames.reverse()
+    frames = stack(frame)
     for position in range(len(frames) - 1, -1, -1):
         name = frames[position].f_globals.get("__name__", "")
         if name in ("daskfleet.worker.executor", "daskfleet.protocol.spec"):
@@ -85,9 +42,10 @@ class Observer:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self._windows: deque[tuple[float, dict[str, Tree]]] = deque(maxlen=WINDOWS)
+        self._samples = Samples()
         self._stopped = threading.Event()
         self._interval = config.seconds("distributed.worker.profile.interval") or 0.01
+        self.loop = LoopSampler(self._interval, lambda: not self._stopped.is_set())
         if config.get("distributed.worker.profile.enabled"):
             threading.Thread(target=self._sample, name="daskfleet-profile", daemon=True).start()
 
@@ -113,25 +71,16 @@ class Observer:
         running = list(self._executor.running.items())
         if not running:
             return
-        now = time.time()
-        if not self._windows or now - self._windows[-1][0] > WINDOW:
-            self._windows.append((now, {}))
-        window, stacks = self._windows[-1][1], _stacks()
+        window, stacks = self._samples.now(), _stacks()
         for thread, (task, _) in running:
             frame = stacks.get(thread)
             if frame is not None:
                 key = task.key[0] if isinstance(task.key, tuple) else task.key
-                _add(window.setdefault(_prefix(str(key)), tree()), _users_frames(frame))
+                add(window.setdefault(_prefix(str(key)), tree()), _users_frames(frame))
 
     def profile(self, prefix: str | None, start: float | None, stop: float | None) -> Tree:
         """The samples of one kind of task, or of all, between two times (seconds since the epoch)."""
-        total = tree()
-        for since, window in list(self._windows):
-            if (start is None or since + WINDOW >= start) and (stop is None or since <= stop):
-                for name, profile in list(window.items()):
-                    if prefix is None or name == prefix:
-                        merge(total, profile)
-        return total
+        return self._samples.profile(prefix, start, stop)
 
     def call_stacks(self, keys: Iterable[Key] | None) -> list[tuple[Key, list[str]]]:
         """``(key, stack as text, outermost call first)`` of what runs, or of these keys as far as they do."""

@@ -74,6 +74,18 @@ def test_processing_and_call_stack(client: Client) -> None:
     future.cancel(force=True)
 
 
+def test_profile_of_the_servers(client: Client) -> None:
+    asked = {"server": {"server": True}, "scheduler": {"scheduler": True}}
+    for which, options in asked.items():
+        assert client.profile(**options)["count"] >= 0
+        deadline = time.monotonic() + 30
+        while not (profile := client.profile(**options))["count"] and time.monotonic() < deadline:
+            client.gather(client.map(lambda n: n, range(200), pure=False))
+        assert profile["children"], which
+    assert set(client.profile(server=True, merge_workers=False)) == set(client.nthreads())
+    assert client.profile(scheduler=True, plot=True)[1].save
+
+
 def test_profile(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client.run(busy, 0.0)
     started = time.time()
@@ -320,6 +332,8 @@ async def test_looking_asynchronous(cluster: LocalCluster, tmp_path: Path) -> No
         assert await client.call_stack() == {}
         assert (await client.profile())["count"] >= 0
         assert (await client.profile(plot=True))[0]["count"] >= 0
+        assert (await client.profile(server=True))["count"] >= 0
+        assert (await client.profile(scheduler=True))["count"] >= 0
         assert await client.get_worker_logs()
         assert set(await client.get_worker_logs(nanny=True)) == set(await client.nthreads())
         assert set(await client.run(lambda dask_worker: dask_worker.name, nanny=True)) == set(await client.nthreads())

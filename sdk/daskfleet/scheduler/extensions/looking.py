@@ -7,8 +7,10 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from daskfleet import config
 from daskfleet.dump import without, write_dump
 from daskfleet.http.logs import ring
+from daskfleet.profiles import LoopSampler
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import join
 from daskfleet.scheduler.state import ClientState, TaskState
@@ -28,12 +30,14 @@ class Looking:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
+        self._sampler: LoopSampler | None = None
         ring()  # the last log lines are kept from now on
         scheduler.handle("client", "ask_workers", self.ask_workers)
         scheduler.handle("client", "dump", self.dump)
         scheduler.handle("client", "nbytes", self.nbytes)
         scheduler.handle("client", "logs", self.logs)
         scheduler.handle("client", "versions", self.versions)
+        scheduler.handle("client", "profile", self.profile)
         scheduler.handle("client", "tasks", self.tasks)
         scheduler.handle("client", "who_has", self.who_has)
         scheduler.handle("client", "has_what", self.has_what)
@@ -55,6 +59,13 @@ class Looking:
 
         answers = await asyncio.gather(*(one(worker.address) for worker in self._scheduler.select(names)))
         return [answer for answer in answers if answer is not None]
+
+    async def profile(self, client: ClientState, start: float | None, stop: float | None) -> dict[str, Any]:
+        """Where this scheduler's own thread has spent its time."""
+        if self._sampler is None:
+            interval = config.seconds("distributed.worker.profile.interval") or 0.01
+            self._sampler = LoopSampler(interval, lambda: self._scheduler.status == "running")
+        return await asyncio.to_thread(self._sampler.profile, start, stop)
 
     async def dump(
         self,
