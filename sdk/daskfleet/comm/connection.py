@@ -49,6 +49,8 @@ class Connection:
         Called once, when the connection is gone, with the reason or None.
     peer, local
         ``host:port`` of the two ends, as far as known.
+    neighbour
+        The number of the peer's process, if that is one of this machine and its memory may be read (`lending`).
     """
 
     def __init__(self) -> None:
@@ -58,6 +60,7 @@ class Connection:
         self.closed = False
         self.peer = ""
         self.local = ""
+        self.neighbour: int | None = None
         self._loop = asyncio.get_running_loop()
         self._outgoing: list[Any] = []
         self._calls: dict[int, asyncio.Future[Any]] = {}

@@ -16,6 +16,7 @@ import socket
 from collections import deque
 from typing import Any
 
+from daskfleet.comm import lending, unix
 from daskfleet.comm.connection import Connection, dump_error
 from daskfleet.protocol import buffers
 from daskfleet.protocol.frames import Buffer, FrameReader, ProtocolError, encode
@@ -148,6 +149,8 @@ class StreamConnection(Connection, asyncio.BufferedProtocol):
         if transport.get_extra_info("ssl_object") is None:
             self._out = transport.get_extra_info("socket").dup()
             self._out.setblocking(False)
+            if self._out.family == socket.AF_UNIX and lending.AVAILABLE:
+                self.neighbour = unix.process(self._out)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._reader.buffer()
@@ -157,7 +160,7 @@ class StreamConnection(Connection, asyncio.BufferedProtocol):
             for messages in self._reader.received(nbytes):
                 self._dispatch(messages)
             if self._reader.large:
-                _tidy_later(self._loop)
+                tidy_later(self._loop)
                 if self._out is not None:
                     self._read_on(self._out)
         except ProtocolError as error:
@@ -209,7 +212,7 @@ class StreamConnection(Connection, asyncio.BufferedProtocol):
 _tidying: set[asyncio.AbstractEventLoop] = set()
 
 
-def _tidy_later(loop: asyncio.AbstractEventLoop) -> None:
+def tidy_later(loop: asyncio.AbstractEventLoop) -> None:
     """Have memory that large frames leave behind given back in a while."""
     if loop not in _tidying:
         _tidying.add(loop)
@@ -219,7 +222,7 @@ def _tidy_later(loop: asyncio.AbstractEventLoop) -> None:
 def _tidy(loop: asyncio.AbstractEventLoop) -> None:
     _tidying.discard(loop)
     if buffers.expire():
-        _tidy_later(loop)
+        tidy_later(loop)
 
 
 def _endpoint(name: Any) -> str:

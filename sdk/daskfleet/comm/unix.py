@@ -67,8 +67,17 @@ def connect(host: str, port: int) -> socket.socket | None:
 
 def trusted(sock: socket.socket) -> bool:
     """Whether the peer runs as our own user, or as root."""
-    _, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    return uid in (0, os.geteuid())
+    return _peer(sock)[1] in (0, os.geteuid())
+
+
+def process(sock: socket.socket) -> int | None:
+    """The number of the peer's process; None if it has none here, as from another container."""
+    return _peer(sock)[0] or None
+
+
+def _peer(sock: socket.socket) -> tuple[int, ...]:
+    """Its process, user and group."""
+    return _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
 
 
 def tune(sock: socket.socket) -> None:

@@ -7,6 +7,9 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from daskfleet.comm import Connection
+from daskfleet.comm.lending import Lender, Refused, read
+from daskfleet.comm.stream import tidy_later
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized, dumps, dumps_by_value, join, loads, refusal
@@ -27,6 +30,8 @@ class Data:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
+        self.lender = Lender()
+        self._unreadable: set[str] = set()  # addresses of those whose memory the system does not let us read
         worker.handle("get_data", self.get_data)
         worker.handle("put_data", self.put_data)
 
@@ -35,7 +40,7 @@ class Data:
         worker = self._worker
         found: list[tuple[int, Key, Any, int]] = []
         try:
-            rows = await worker._pool.call(address, "get_data", worker.scheduler_id, ids, timeout=300)
+            rows = await self._fetch(address, ids)
             for id, key, size, serialized in rows:
                 try:
                     found.append((id, key, await _loads(serialized, size), size))
@@ -48,6 +53,47 @@ class Data:
             logger.exception("could not read %d keys from %s", len(ids), address)
         worker.machine.arrived(address, ids, found)
         worker._advance()
+
+    async def _fetch(self, address: str, ids: list[int]) -> Sequence[Any]:
+        """The rows of `get_data`, the shortest way."""
+        worker = self._worker
+        connection = await worker._pool.get(address)
+        if connection.neighbour is not None and address not in self._unreadable:
+            try:
+                return await self._borrow(connection, connection.neighbour, ids)
+            except Refused as error:
+                logger.info("cannot read the memory of the worker at %s: %s", address, error)
+                self._unreadable.add(address)
+        rows: Sequence[Any] = await connection.call("get_data", worker.scheduler_id, ids, timeout=300)
+        return rows
+
+    async def _borrow(self, connection: Connection, pid: int, ids: list[int]) -> Sequence[Any]:
+        number, mark, rows = await connection.call("lend_data", self._worker.scheduler_id, ids, timeout=300)
+        if not number:
+            return list(rows)
+
+        def copy() -> list[Any]:
+            return [(id, key, size, read(pid, mark, value)) for id, key, size, value in rows]
+
+        tidy_later(self._worker.loop)
+        try:
+            copies = await asyncio.to_thread(copy)
+        except Refused:
+            await connection.call("take_back", number, timeout=300)
+            raise
+        if not await connection.call("take_back", number, timeout=300):
+            raise Refused("it has not kept what it has lent")
+        return copies
+
+    async def lend_data(self, connection: Connection, scheduler_id: str, ids: Sequence[int]) -> tuple[Any, ...]:
+        """`get_data` for a peer on this machine: ``(number, mark, rows)`` (`Lender.lend`)."""
+        rows = await self.get_data(scheduler_id, ids)
+        number, mark, values = self.lender.lend(connection, [row[3] for row in rows])
+        return number, mark, [(*row[:3], value) for row, value in zip(rows, values, strict=True)]
+
+    async def take_back(self, connection: Connection, number: int) -> bool:
+        """The peer has read it; whether it was there until now."""
+        return self.lender.take_back(connection, number)
 
     async def get_data(self, scheduler_id: str, ids: Sequence[int]) -> list[Any]:
         """``(id, key, nbytes, value)`` of those that are here; an id means nothing to another scheduler's workers."""

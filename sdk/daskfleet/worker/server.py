@@ -149,6 +149,12 @@ class Worker:
         self.preloads = Preloads(self, preload, preload_argv, "worker")
         self.actors = Actors(self)
         self.pieces = Shelf()
+        # Answers that go on after they are given, as long as the connection does.
+        self._lasting: dict[str, Callable[..., Awaitable[Any]]] = {
+            "pieces": self.pieces.portion,
+            "lend_data": self._data.lend_data,
+            "take_back": self._data.take_back,
+        }
         self.client: Any = None  # of the tasks that use one (`daskfleet.client.current`)
         self.client_lock = threading.Lock()
 
@@ -511,11 +517,15 @@ class Worker:
     def _on_peer(self, connection: Connection) -> None:
         self._peers.add(connection)
         connection.on_call = self._answer
-        connection.on_close = lambda connection, _: self._peers.discard(connection)
+        connection.on_close = self._on_peer_gone
+
+    def _on_peer_gone(self, connection: Connection, error: Exception | None) -> None:
+        self._peers.discard(connection)
+        self._data.lender.forget(connection)
 
     async def _answer(self, connection: Connection, method: str, args: tuple[Any, ...]) -> Any:
-        if method == "pieces":
-            return await self.pieces.portion(connection, *args)
+        if method in self._lasting:
+            return await self._lasting[method](connection, *args)
         answer = self._handlers.get(method)
         if answer is None:
             raise ValueError(f"a worker has no method {method!r}")

@@ -6,11 +6,14 @@ Peers live in environments of their own under the user's cache folder, made on f
 submit chain tree big transfer array dataframe bag delayed graph idle shuffle scheduler. An engine that is not done in
 --minutes minutes is stopped; what it has said until then counts.
 
-What was tried and did not help (the first three: 64 MiB between two processes, into memory touched for the first time,
-on 2 cores):
+What was tried and did not help (the first four: 32 MiB between two processes on 2 cores):
 
-* process_vm_readv: 1.0 GB/s, as a Unix socket or TCP with 0.5 to 1.1; the pages that receive are what is dear.
-* Huge pages for what is received, socket buffers of 1 or 4 MiB: within the noise of that.
+* Passing a memfd: 0.4 GB/s mapped at once, 0.7 to 1.4 page by page; its pages are fresh each time, and that is dear.
+* process_vm_readv into fresh memory: 1.0 GB/s, as a Unix socket or TCP with 0.5 to 1.1. (Into memory that is used again
+  it takes a third of the processor time of a socket: that is what helped, see `daskfleet.comm.lending`.)
+* Socket buffers of 0.2 to 4 MiB, also into memory that is used again: 3.8 to 4.9 GB/s at best, 1.5 to 2.7 as a median,
+  within the noise of each other, by blocking calls as by epoll. On a busy machine the two ends take turns.
+* Huge pages for what is received: within the noise.
 * glibc's arenas for each thread with a higher mmap threshold: fast, but malloc_trim leaves 50 MB of an arena's end.
 * The scheduler's garbage collector at a threshold of 50,000 and its start frozen: 0.3 of 8 µs a task, within the noise.
 * Fixed malloc thresholds in the scheduler: 25 of 945 bytes a task. (What did: frames of one chunk each, so that no more
