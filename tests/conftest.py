@@ -19,6 +19,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -33,6 +34,11 @@ SECOND = pytest.StashKey[bool]()
 """Whether the cluster is a node beside the one that ``make kubernetes`` starts."""
 REQUIRED = os.environ.get("DASKFLEET_REQUIRE_KUBERNETES") == "1"
 GROUP_WITH_OPERATOR, GROUP_WITHOUT = "operator", "kubernetes"
+
+
+# Whether a test passes is not to depend on how busy the machine is.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_sessionstart() -> None:

@@ -291,7 +291,7 @@ def happen(world: World, event: str, number: int) -> None:
                 world.apply(action)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(EVENTS, st.integers(0, 12)), max_size=25))
 def test_any_history_converges_and_deletes_only_what_was_marked(history: list[tuple[str, int]]) -> None:
     world = World()
@@ -313,7 +313,7 @@ def test_any_history_converges_and_deletes_only_what_was_marked(history: list[tu
     assert world.deleted_unmarked == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 10), st.integers(0, 10), st.integers(0, 3))
 def test_without_a_roll_a_group_never_exceeds_its_replicas(have: int, want: int, marked: int) -> None:
     world = with_pods(have)

@@ -46,7 +46,7 @@ def read(value: Any) -> Any:
     return tuple(map(read, value)) if type(value) is tuple else value
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batches, st.randoms(use_true_random=False), st.sampled_from([1, 7, 1000, 70_000, 10**7]))
 def test_any_messages_cut_anywhere_come_out_as_they_went_in(batches: Any, rng: Any, piece: int) -> None:
     stream, expected = b"", []
@@ -126,7 +126,7 @@ def test_a_stranger_is_told_from_a_peer_and_costs_no_memory(garbage: bytes) -> N
         tracemalloc.stop()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=600), st.integers(1, 50))
 def test_noise_is_refused_or_waited_for_but_never_anything_else(noise: bytes, piece: int) -> None:
     try:

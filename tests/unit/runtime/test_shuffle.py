@@ -242,8 +242,13 @@ def test_columns_that_differ_between_partitions_are_refused(client: Client) -> N
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[LocalCluster]:
-    with LocalCluster(3, threads_per_worker=1, dashboard_address=None, preload_nanny=["dask.dataframe"]) as cluster:
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    # A place of their own: any other worker that starts beside them may remove a killed one's folder before the worker
+    # in its place has taken it over.
+    place = str(tmp_path_factory.mktemp("workers"))
+    with LocalCluster(
+        3, threads_per_worker=1, dashboard_address=None, preload_nanny=["dask.dataframe"], local_directory=place
+    ) as cluster:
         yield cluster
 
 
