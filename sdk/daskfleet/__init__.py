@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from daskfleet.deploy.kubernetes import HelmCluster as HelmCluster
     from daskfleet.deploy.kubernetes import KubeCluster as KubeCluster
     from daskfleet.deploy.local import LocalCluster as LocalCluster
+    from daskfleet.deploy.mpi.cluster import MPICluster as MPICluster
     from daskfleet.deploy.spec import SpecCluster as SpecCluster
     from daskfleet.deploy.ssh import SSHCluster as SSHCluster
     from daskfleet.deploy.status import Status as Status
@@ -103,6 +104,7 @@ _WHERE = {
     "LocalCluster": "deploy.local",
     "Lock": "client.locks",
     "MultiLock": "client.locks",
+    "MPICluster": "deploy.mpi.cluster",
     "Nanny": "worker.nanny",
     "NannyPlugin": "plugins",
     "PipInstall": "plugins",

@@ -64,6 +64,28 @@ def test_the_exit_status_is_the_scripts(mpirun: mpi.Mpi, tmp_path: Path, ending:
     assert "sum 285" in done.stdout
 
 
+LATE = """
+from mpi4py import MPI
+from daskfleet import Client
+from daskfleet.deploy.mpi import initialize
+if MPI.COMM_WORLD.Get_rank() == 3:
+    MPI.COMM_WORLD.recv(source=1)
+initialize(dashboard=False, memory_limit="1GB")
+with Client() as client:
+    print(client.submit(sum, [1, 2]).result())
+    client.shutdown()
+MPI.COMM_WORLD.send(None, dest=3)
+"""
+
+
+def test_a_rank_that_comes_when_all_is_over_just_ends(mpirun: mpi.Mpi, tmp_path: Path) -> None:
+    """Of many ranks, some may still be importing while others have done all the work."""
+    script = tmp_path / "script.py"
+    script.write_text(LATE)
+    done = mpirun.run(4, mpirun.python, str(script), timeout=25)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+
+
 def test_execute(mpirun: mpi.Mpi, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(EXECUTE.format(workers=2, fail=False, exclusive=True))
@@ -90,6 +112,19 @@ def test_a_scheduler_that_cannot_start_ends_every_rank(mpirun: mpi.Mpi, tmp_path
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__PRELOAD", "nosuchmodule")
     done = mpirun.run(3, mpirun.python, str(script))
     assert done.returncode == 1 and "the scheduler on rank 0 cannot start: preload nosuchmodule" in done.stderr
+
+
+@pytest.mark.parametrize("fault", ['nthreads="many"', 'worker_class="broken.Broken"', 'worker_options={"no": 1}'])
+def test_a_worker_that_cannot_start_ends_every_rank(mpirun: mpi.Mpi, tmp_path: Path, fault: str) -> None:
+    """Its rank would wait for the others where MPI ends, and the script for its workers."""
+    (tmp_path / "broken.py").write_text(
+        "from daskfleet import Worker\n\n\nclass Broken(Worker):\n    async def start(self):\n        1 / 0\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace('memory_limit="1GB"', fault))
+    done = mpirun.run(4, mpirun.python, str(script))
+    assert done.returncode, "mpirun tells that the job has failed"
+    assert "Error: the worker on rank " in done.stderr and "sum" not in done.stdout
 
 
 def test_dask_mpi_until_a_client_ends_it(mpirun: mpi.Mpi, tmp_path: Path, eventually, free_port: int) -> None:

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daskfleet import Client
+from daskfleet import Client, MPICluster
 from daskfleet.deploy.jobqueue import SLURMCluster
 from daskfleet.deploy.jobqueue.system import State
 from daskfleet.exceptions import DaskfleetError
 
-from tests.deployers.beds import slurm
+from tests.deployers.beds import mpi, slurm
 
 SMALL = {"cores": 1, "memory": "1GB", "walltime": "00:30:00", "dashboard_address": ":0"}
 
@@ -185,6 +185,16 @@ def test_the_scheduler_is_a_job_that_outlives_the_session(bed, shared, eventuall
     run("delete", "longlived")
     eventually(lambda: not in_queue())
     assert "longlived" not in run("list")
+
+
+def test_ranks_that_srun_starts_on_two_nodes(bed, eventually) -> None:
+    srun = ["srun", "--mpi=pmi2", "--nodes=2", "--mem-per-cpu=100"]
+    python = mpi.provide("mpich").python
+    with MPICluster(2, launcher=srun, python=python, dashboard_address=":0") as cluster, Client(cluster) as client:
+        cluster.wait_for_workers(2, timeout=60)
+        nodes = client.run(lambda dask_worker: (dask_worker.name, os.environ["SLURMD_NODENAME"])).values()
+        assert set(nodes) == {("0-0", "n1"), ("0-1", "n2")}
+    eventually(lambda: not in_queue())
 
 
 def test_configuration(bed, shared) -> None:

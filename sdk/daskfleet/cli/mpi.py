@@ -63,19 +63,19 @@ def main(
     """
     import dask
 
-    from daskfleet.deploy import mpi
+    from daskfleet.deploy.mpi import ranks
     from daskfleet.security import Security
 
     set_up_logging()
     try:
-        comm = mpi.world(None)
+        comm = ranks.world(None)
         address = scheduler_address or dask.config.get("scheduler-address", None)
         if not scheduler and not address and not options["scheduler_file"]:
             raise ValueError("--no-scheduler: say where it is, by address or by --scheduler-file")
         known = options["scheduler_file"]
-        rank = mpi.make(
+        rank = ranks.make(
             comm,
-            mpi.Parts(scheduler_rank if scheduler else None, None, exclusive_workers),
+            ranks.Parts(scheduler_rank if scheduler else None, None, exclusive_workers),
             worker_name=options.pop("name"),
             security=Security.with_token() if known and scheduler else Security(),
             scheduler_address=None if scheduler else address,

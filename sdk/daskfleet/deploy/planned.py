@@ -98,13 +98,18 @@ class PlannedCluster(Cluster):
             raise ValueError("scale: say how many workers, or how much memory, or how many cores")
         return max(counts)
 
+    @property
+    def _new_worker_options(self) -> dict[str, Any]:
+        """Those of the worker itself: processes that only start one have them apart, by the same name."""
+        options: dict[str, Any] = (self.new_spec or {}).get("options", {})
+        return dict(options.get("options", options))
+
     def _threads_per_worker(self) -> int:
-        options = (self.new_spec or {}).get("options", {})
-        return int(options.get("nthreads") or system.cpu_count())
+        return int(self._new_worker_options.get("nthreads") or system.cpu_count())
 
     def _memory_per_worker(self) -> int:
-        options = (self.new_spec or {}).get("options", {})
-        limit = system.parse_memory_limit(options.get("memory_limit", "auto"), self._threads_per_worker())
+        asked = self._new_worker_options.get("memory_limit", "auto")
+        limit = system.parse_memory_limit(asked, self._threads_per_worker())
         if not limit:
             raise ValueError("the workers have no memory limit, so memory cannot say how many to have")
         return limit

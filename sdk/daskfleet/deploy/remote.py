@@ -38,18 +38,19 @@ def order(servers: Sequence[tuple[Any, tuple[Any, ...], dict[str, Any]]], level:
     return base64.b64encode(pickle.dumps((list(servers), level), protocol=4)) + b"\n"
 
 
-class Module(ProcessInterface):
-    """A command of the remote machine, ``python -m MODULE ARGUMENTS``, as a server: for ``--remote-dask-worker``."""
+class Program(ProcessInterface):
+    """A command of that machine, as a server."""
 
-    def __init__(self, *arguments: str, module: str, env: dict[str, str], name: Any = None) -> None:
+    def __init__(self, *command: str, env: dict[str, str], name: Any = None) -> None:
         super().__init__(name=name)
-        self._command = [sys.executable, "-m", module, *arguments]
+        self._command = command
         self._env = env
         self._process: asyncio.subprocess.Process | None = None
         self._waiter: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(*self._command, env=os.environ | self._env)
+        env, nothing = os.environ | self._env, asyncio.subprocess.DEVNULL
+        self._process = await asyncio.create_subprocess_exec(*self._command, env=env, stdin=nothing)
         self._waiter = asyncio.create_task(self._wait())
         await super().start()
 
@@ -64,6 +65,13 @@ class Module(ProcessInterface):
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
         await self.finished()
+
+
+class Module(Program):
+    """``python -m MODULE ARGUMENTS`` there: for ``--remote-dask-worker``."""
+
+    def __init__(self, *arguments: str, module: str, env: dict[str, str], name: Any = None) -> None:
+        super().__init__(sys.executable, "-m", module, *arguments, env=env, name=name)
 
 
 async def _main() -> int:

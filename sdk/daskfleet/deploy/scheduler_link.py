@@ -6,7 +6,6 @@ questions of adaptive scaling, over HTTP.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import uuid
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 from urllib.parse import urlencode
 
 from daskfleet.comm import Connection, connect, parse_address
+from daskfleet.comm.pool import Shared
 from daskfleet.scheduler.server import Scheduler
 from daskfleet.security import Security
 
@@ -76,7 +76,7 @@ class RemoteLink:
         self.address = address
         self.http_address = ""
         self._args = (security or Security()).get_connection_args("client")
-        self._connecting: asyncio.Task[Connection] | None = None
+        self._shared = Shared(f"the scheduler at {address}", self._connect)
 
     async def _connect(self) -> Connection:
         connection = await connect(self.address, timeout=TIMEOUT, **self._args)
@@ -86,10 +86,7 @@ class RemoteLink:
         return connection
 
     async def _call(self, method: str, *args: Any, timeout: float = TIMEOUT) -> Any:
-        task = self._connecting
-        if task is None or (task.done() and (task.cancelled() or task.exception() or task.result().closed)):
-            task = self._connecting = asyncio.create_task(self._connect())
-        connection = await asyncio.shield(task)
+        connection = await self._shared.get()
         return await connection.call(method, *args, timeout=timeout)
 
     async def identity(self) -> dict[str, Any]:
@@ -124,13 +121,4 @@ class RemoteLink:
         await self._call("shutdown")
 
     def close(self) -> None:
-        task, self._connecting = self._connecting, None
-        if task is None:
-            return
-        if not task.done():
-            task.cancel()
-        elif not task.cancelled() and task.exception() is None:
-            connection = task.result()
-            if not connection.closed:
-                connection.send(("goodbye",))
-            connection.close()
+        self._shared.close(("goodbye",))

@@ -27,6 +27,8 @@ from daskfleet.security import TOKEN_VARIABLE, Security
 TIMEOUT = 60.0
 #: Characters of the log that are kept of each process: its last lines.
 LOG_LENGTH = 4 << 20
+#: Lines of it that an error shows: what launchers say of a failure takes most of them.
+TAIL = 20
 #: Bytes after which a log line without an end is taken for one.
 LONGEST_LINE = 1 << 16
 #: The module at the other end.
@@ -146,7 +148,7 @@ class Session(ProcessInterface):
         await super().start()
 
     def _tail(self) -> str:
-        lines = list(self._lines)[-10:]
+        lines = list(self._lines)[-TAIL:]
         return ": " + "\n".join(lines) if lines else ""
 
     async def _hear(self) -> None:
@@ -161,11 +163,12 @@ class Session(ProcessInterface):
                     self._up.set_result(message["up"])
         how = await self._pipe.ended()
         await asyncio.wait(self._tasks[1:], timeout=2)
-        failure = failure or (how and f"{how}{self._tail()}")
         if not self._up.done():
+            failure = failure or (how and f"{how}{self._tail()}")
             self._up.set_exception(DaskfleetError(failure or f"ended before it was up{self._tail()}"))
             self._up.exception()
-        self.failure = "" if self.status is Status.closing else failure
+        failure = failure or how
+        self.failure = "" if self.status is Status.closing or not failure else f"{failure}{self._tail()}"
         self.status = Status.closed
         await self._pipe.close()
         self._ended.set()

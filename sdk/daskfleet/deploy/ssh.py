@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from daskfleet import system
 from daskfleet.deploy.session import REMOTE, Pipe, Scheduler, Worker
 from daskfleet.deploy.spec import SpecCluster
 from daskfleet.exceptions import DaskfleetError
@@ -229,9 +230,17 @@ class SSHCluster(SpecCluster):
         return dict.fromkeys(super().new_worker_spec(), self._spec(place))
 
     def _threads_per_worker(self) -> int:
-        if not self._worker_options.get("nthreads"):
-            raise ValueError("scaling by cores needs worker_options with nthreads: the hosts may differ")
-        return int(self._worker_options["nthreads"])
+        return int(self._said("nthreads", "cores"))
+
+    def _memory_per_worker(self) -> int:
+        limit = system.parse_memory_limit(self._said("memory_limit", "memory"), 1)
+        assert limit
+        return limit
+
+    def _said(self, option: str, unit: str) -> Any:
+        if not self._worker_options.get(option):
+            raise ValueError(f"scaling by {unit} needs worker_options with {option}: the hosts may differ")
+        return self._worker_options[option]
 
 
 def _for_each(hosts: list[str], given: Any, what: str) -> list[Any]:

@@ -82,7 +82,3 @@ class SubprocessCluster(SpecCluster):
             silence_logs=silence_logs,
             **kwargs,
         )
-        self._nthreads = nthreads
-
-    def _threads_per_worker(self) -> int:
-        return self._nthreads

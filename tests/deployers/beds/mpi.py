@@ -20,10 +20,26 @@ class Mpi:
     def python(self) -> str:
         return str(self.folder / "bin" / "python")
 
+    @property
+    def launcher(self) -> list[str]:
+        """``mpirun`` with what it needs here."""
+        extra = ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"] if self.make == "openmpi" else []
+        return [str(self.folder / "bin" / "mpirun"), *extra]
+
+    def elsewhere(self, folder: Path) -> list[str]:
+        """The same, for ranks on another host, as far as it can tell: its SSH is a shell without our variables."""
+        agent = folder / "agent"
+        agent.write_text(
+            '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\nshift\nexec env -i PATH="$PATH" sh -c "$*"\n'
+        )
+        agent.chmod(0o755)
+        if self.make == "openmpi":
+            return [*self.launcher, "--prtemca", "plm_ssh_agent", str(agent), "--host", "node7:2"]
+        return [*self.launcher, "-launcher", "ssh", "-launcher-exec", str(agent), "-hosts", "node7"]
+
     def command(self, ranks: int, *command: str) -> list[str]:
         """``mpirun -np RANKS COMMAND``."""
-        extra = ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"] if self.make == "openmpi" else []
-        return [str(self.folder / "bin" / "mpirun"), *extra, "-np", str(ranks), *command]
+        return [*self.launcher, "-np", str(ranks), *command]
 
     def run(self, ranks: int, *command: str, timeout: float = 90) -> subprocess.CompletedProcess[str]:
         return subprocess.run(self.command(ranks, *command), capture_output=True, text=True, timeout=timeout)
