@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from daskfleet import Client, Nanny, Scheduler, Security, Worker, scheduler_file
+from daskfleet.cli.worker import how_many
 
 from tests.deployers.beds.tools import environment
 
@@ -412,6 +413,13 @@ def test_the_other_documented_options(start: Start, tmp_path: Path) -> None:
         processors = len(os.sched_getaffinity(0))
         client.wait_for_workers(processors, timeout=30)
         assert len(client.scheduler_info()["workers"]) == processors
+
+
+def test_how_many_workers() -> None:
+    processors = len(os.sched_getaffinity(0))
+    assert how_many("3") == 3 and how_many("-1") == processors and 1 <= how_many("auto") <= processors
+    with pytest.raises(ValueError, match="leaves no worker"):
+        how_many(str(-processors - 1))
 
 
 def test_jupyter_below_the_dashboard(start: Start, free_port: int) -> None:

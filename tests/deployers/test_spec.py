@@ -44,6 +44,18 @@ class Broken(ProcessInterface):
         self._ended.set()
 
 
+def test_every_manager_is_one_and_its_processes_have_one_interface() -> None:
+    from daskfleet import MPICluster, SSHCluster, SubprocessCluster
+    from daskfleet.deploy import jobqueue
+    from daskfleet.deploy.jobqueue.job import Job, SchedulerJob
+    from daskfleet.deploy.mpi.cluster import Launch
+    from daskfleet.deploy.session import Session
+
+    queues = [getattr(jobqueue, name) for name in jobqueue.__all__]
+    assert all(issubclass(cls, SpecCluster) for cls in (MPICluster, SSHCluster, SubprocessCluster, *queues))
+    assert all(issubclass(cls, ProcessInterface) for cls in (Job, Launch, SchedulerJob, Session))
+
+
 async def test_two_kinds_of_workers_by_name() -> None:
     workers = {"small": SMALL, "big": {"cls": Worker, "options": {"nthreads": 3, "host": "127.0.0.1"}}}
     async with (

@@ -92,12 +92,12 @@ def test_several_workers_a_host_and_scale_over_the_pool(bed: ssh.Bed, eventually
         [HOSTS[0], "127.0.0.{3,4}"],
         connect_options=[bed.connect_options()] * 3,
         scheduler_options=SCHEDULER,
-        worker_options={"nthreads": 1, "n_workers": 2},
+        worker_options={"nthreads": 1, "n_workers": 2, "memory_limit": "500MB"},
         remote_python=[sys.executable] * 3,
     ) as cluster:
         cluster.wait_for_workers(4, timeout=60)
         assert cluster.observed == {"0-0", "0-1", "1-0", "1-1"}
-        cluster.scale(8)
+        cluster.scale(memory="4GB")
         cluster.wait_for_workers(8, timeout=60)
         hosts = [spec["options"]["place"].host for spec in cluster.worker_spec.values()]
         assert sorted(hosts) == sorted([HOSTS[1], HOSTS[2]] * 2), "spread evenly"
@@ -116,6 +116,8 @@ def test_adaptive(bed: ssh.Bed, eventually) -> None:
         futures = client.map(time.sleep, [1] * 12, pure=False)
         eventually(lambda: len(cluster.scheduler_info["workers"]) == 3)
         client.gather(futures)
+        with pytest.raises(ValueError, match="scaling by memory needs worker_options with memory_limit"):
+            cluster.scale(memory="1GB")
 
 
 LEFT = """

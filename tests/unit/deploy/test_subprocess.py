@@ -19,7 +19,8 @@ def test_scheduler_and_workers_are_processes_that_end_with_it() -> None:
             for _ in range(megabytes):
                 sys.stdout.write("x" * (1 << 20) + end)
 
-    cluster = SubprocessCluster(n_workers=1, threads_per_worker=2, dashboard_address=None)
+    limited = {"memory_limit": "500MB"}
+    cluster = SubprocessCluster(n_workers=1, threads_per_worker=2, dashboard_address=None, worker_kwargs=limited)
     with cluster, Client(cluster) as client:
         assert client.submit(sum, [1, 2]).result(timeout=20) == 3
         assert client.run_on_scheduler(os.getppid) == os.getpid()
@@ -31,7 +32,7 @@ def test_scheduler_and_workers_are_processes_that_end_with_it() -> None:
             assert other.submit(sum, [2, 3]).result(timeout=20) == 5 and same.observed == {"0"}
             with pytest.raises(ValueError, match=rf"only by the program that made it, process {os.getpid()} on "):
                 same.scale(2)
-        cluster.scale(2)
+        cluster.scale(memory="1GB")
         client.wait_for_workers(2, timeout=30)
         assert set(client.nthreads().values()) == {2}
         pids = [worker["pid"] for worker in client.scheduler_info()["workers"].values()]

@@ -98,7 +98,8 @@ class MPICluster(SpecCluster):
     Examples
     --------
     >>> cluster = MPICluster(n_workers=64)  # doctest: +SKIP
-    >>> cluster = MPICluster(ranks=8, launcher="srun --mpi=pmi2").adapt(maximum=64)  # doctest: +SKIP
+    >>> cluster = MPICluster(ranks=8, launcher="srun --mpi=pmi2")  # doctest: +SKIP
+    >>> cluster.adapt(maximum=64)  # doctest: +SKIP
     """
 
     def __init__(
