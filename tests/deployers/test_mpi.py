@@ -84,7 +84,7 @@ def test_a_rank_that_comes_when_all_is_over(mpirun: mpi.Mpi, tmp_path: Path) -> 
     """Of many ranks, some may still be importing while others have done all the work; here they all go on, besides."""
     script = tmp_path / "script.py"
     script.write_text(LATE)
-    done = mpirun.run(4, mpirun.python, str(script), timeout=25)
+    done = mpirun.run(4, mpirun.python, str(script))
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == [f"rank {rank} goes on" for rank in range(4)]
 

@@ -58,7 +58,8 @@ def test_many_are_one_array_job(bed, options, eventually) -> None:
         assert set(client.run(lambda: int(os.environ["PBS_ARRAY_INDEX"])).values()) == {0, 1, 2, 3}
         eventually(lambda: {status.state for status in cluster.jobs().values()} == {State.running})
         with PBSCluster.from_name(cluster.name) as again:
-            assert again.observed == cluster.observed and again.jobs() == cluster.jobs()
+            assert again.observed == cluster.observed
+            eventually(lambda: again.jobs() == cluster.jobs())
         logs = cluster.get_logs()
         assert all(f"as {name} " in logs[name] for name in cluster.observed), "each has its own"
         cluster.scale(2)

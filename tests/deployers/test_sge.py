@@ -48,7 +48,8 @@ def test_jobs_come_and_go(bed, shared, eventually, tmp_path: Path) -> None:
         assert len({job.job_id.partition(".")[0] for job in cluster.workers.values()}) == 2
         eventually(lambda: {status.state for status in cluster.jobs().values()} == {State.running})
         with SGECluster.from_name(cluster.name) as again:
-            assert again.observed == cluster.observed and again.jobs() == cluster.jobs()
+            assert again.observed == cluster.observed
+            eventually(lambda: again.jobs() == cluster.jobs())
         cluster.scale(2)
         eventually(lambda: len(in_queue()) == 2 and len(cluster.scheduler_info["workers"]) == 2)
         assert "registered with the scheduler" in cluster.get_logs()[next(iter(cluster.workers))]

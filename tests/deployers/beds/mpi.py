@@ -29,9 +29,8 @@ class Mpi:
     def elsewhere(self, folder: Path) -> list[str]:
         """The same, for ranks on another host, as far as it can tell: its SSH is a shell without our variables."""
         agent = folder / "agent"
-        agent.write_text(
-            '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\nshift\nexec env -i PATH="$PATH" sh -c "$*"\n'
-        )
+        skip = 'while [ "${1#-}" != "$1" ]; do shift; done; shift'  # its options and the host
+        agent.write_text(f'#!/bin/sh\n{skip}\nexec env -i PATH="$PATH" HOME="$HOME" sh -c "$*"\n')
         agent.chmod(0o755)
         if self.make == "openmpi":
             return [*self.launcher, "--prtemca", "plm_ssh_agent", str(agent), "--host", "node7:2"]
