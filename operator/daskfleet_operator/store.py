@@ -32,7 +32,7 @@ from daskfleet_operator.kube.objects import Budget, Deployment, Pod, Service, ve
 from daskfleet_operator.plan import waves
 from daskfleet_operator.plan.model import Key, Memory, Observed, Refusal
 
-BURIED = 20_000  # uids remembered: more than can be deleted while one request is under way
+BURIED = 6_000  # uids remembered: more than can be deleted while one request is under way, at 240 bytes each
 
 T = TypeVar("T")
 Parsed = Pod | Service | Deployment | Budget
