@@ -77,7 +77,7 @@ def desired_size(
     delay = spec.get("scaleDownDelaySeconds", DELAY)
     if now - targets[0].at < delay or now - last_down < spec.get("cooldownSeconds", COOLDOWN):
         return current
-    recent = max(clamp(target.workers) for target in targets if target.at >= now - delay)
+    recent = max((clamp(target.workers) for target in targets if target.at >= now - delay), default=latest)
     step = max(1, current * int(spec.get("scaleDownPercent", PERCENT)) // 100)
     return max(min(recent, current), current - step)
 

@@ -56,6 +56,12 @@ def test_down_only_to_the_highest_recent_target() -> None:
     assert size(8, [0] * 5 + [7] + [0] * 14, scaleDownPercent=100) == 7
 
 
+def test_without_a_delay_the_last_answer_holds_until_the_next() -> None:
+    answers = (Target(3, NOW - 0.9), Target(1, NOW - 0.4))
+    spec = autoscaler(scaleDownDelaySeconds=0, scaleDownPercent=100)["spec"]
+    assert autoscale.desired_size(spec, 3, 0, answers, 0.0, NOW) == 1
+
+
 def test_steps_down_have_a_cooldown_and_steps_up_none() -> None:
     assert size(8, [0] * 20, last_down=NOW - 5) == 8
     assert size(4, [9] * 20, last_down=NOW - 1) == 9
