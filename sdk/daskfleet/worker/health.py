@@ -23,6 +23,8 @@ HEARTBEAT, RESTING = 0.5, 2.0
 SHORT = 0.5
 #: Percent of a processor below which a worker has nothing to do.
 IDLE = 5.0
+#: Bytes by which an idle worker may have grown before it gives back what it keeps.
+GROWN = 4 << 20
 
 
 async def watch_memory(worker: Worker, monitor: MemoryMonitor) -> None:
@@ -48,17 +50,21 @@ async def beat(worker: Worker) -> None:
     """Tell the scheduler how we are."""
     last_time, last_used = time.monotonic(), sum(os.times()[:2])
     worked = False
+    held, rest = 0, resident_memory()  # when memory was given back last
     while worker.status != "closed":
         machine = worker.machine
         now, used = time.monotonic(), sum(os.times()[:2])
         cpu = 100 * (used - last_used) / max(now - last_time, 0.01)
         last_time, last_used = now, used
-        if worked and cpu < IDLE:
+        memory = resident_memory()
+        # Making and freeing large results takes little of the processor's time.
+        if cpu < IDLE and (worked or len(machine.data) != held or memory > rest + GROWN):
             heap.give_back()
+            held, rest = len(machine.data), (memory := resident_memory())
         worked = cpu >= IDLE
         if worker._scheduler is not None:
             metrics = {
-                "memory": resident_memory(),
+                "memory": memory,
                 "spilled": worker.stored.disk_bytes if worker.stored is not None else 0,
                 "cpu": cpu,
                 "executing": machine.executing,

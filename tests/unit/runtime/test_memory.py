@@ -1,9 +1,15 @@
 """A worker with little memory: results go to disk and come back, and it is ended above its limit."""
 
+import os
+
 import numpy
+import psutil
 import pytest
 from daskfleet import Client, LocalCluster, wait
 from daskfleet.exceptions import KilledWorker
+from daskfleet.worker.memory import resident_memory
+
+from tests.eventual import eventually
 
 LIMIT = 400 << 20
 PIECE = 20 << 20
@@ -24,6 +30,15 @@ def piece(i):
 
 def spilled(dask_worker):
     return dask_worker.stored.disk_bytes, dask_worker.stored.memory_bytes
+
+
+def test_an_idle_worker_gives_back_what_a_task_has_freed(client):
+    def work():
+        numpy.ones(2 * PIECE, "u1")
+        return os.getpid(), resident_memory()
+
+    pid, kept = client.submit(work, pure=False).result(timeout=60)
+    eventually(lambda: psutil.Process(pid).memory_info().rss < kept - PIECE)  # asking the worker would keep it busy
 
 
 def test_more_results_than_memory(client):
