@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,8 @@ from typing import Any
 import pytest
 from daskfleet import Client, MPICluster
 from daskfleet.deploy import registry
+from daskfleet.deploy.mpi.cluster import Launch
+from daskfleet.deploy.session import Here
 from daskfleet.exceptions import DaskfleetError
 
 from tests.deployers.beds import mpi
@@ -68,10 +72,21 @@ def test_adaptive_and_a_rank_that_dies_on_another_host(mpirun: mpi.Mpi, tmp_path
         eventually(lambda: not cluster.workers and not cluster.scheduler_info["workers"])
 
 
-def test_what_keeps_ranks_from_starting_is_said(mpirun: mpi.Mpi) -> None:
-    broken = options(mpirun, worker_options={"no_such_option": 1})
-    with MPICluster(1, **broken) as cluster, pytest.raises(DaskfleetError, match=r"(?s)rank 0 cannot start.*no_such"):
-        cluster.wait_for_workers(1, timeout=60)
+async def test_what_keeps_ranks_from_starting_is_said(mpirun: mpi.Mpi) -> None:
+    launch = Launch(
+        "tcp://127.0.0.1:1",
+        place=Here(),
+        launcher=[*mpirun.launcher, "-n", "1"],
+        python=mpirun.python,
+        options={"worker_options": {"no_such_option": 1}},
+    )
+    await launch
+    async with asyncio.timeout(60):
+        await launch.finished()
+    assert re.search(r"(?s)status \d+: .*worker on rank 0 cannot start: .*argument 'no_such_option'", launch.failure)
+
+
+def test_without_a_launcher() -> None:
     with pytest.raises(DaskfleetError, match="no command 'nosuchrun' here: load the module of your MPI"):
         MPICluster(1, launcher="nosuchrun -x A")
 
