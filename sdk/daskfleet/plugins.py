@@ -64,7 +64,11 @@ class SchedulerPlugin:
         """A client is gone."""
 
     def update_graph(self, scheduler: Any, *, client: str, keys: Collection[Any], **kwargs: Any) -> Any:
-        """A client has submitted tasks; large graphs come in several parts."""
+        """A client has submitted tasks; large graphs come in several parts.
+
+        Further keywords have distributed's names: `tasks`, the same keys in order, and `annotations`, `priority` and
+        `stimulus_id`, which say nothing here.
+        """
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, stimulus_id: str, **kwargs: Any) -> Any:
         """A task goes from one state to another. This is called for each task, several times: keep it short, and do

@@ -296,6 +296,35 @@ class Core(Link):
 
     # Talking to the scheduler --------------------------------------------------------------------------------------
 
+    def sync(
+        self,
+        func: Callable[..., Awaitable[Any]],
+        *args: Any,
+        asynchronous: bool | None = None,
+        callback_timeout: float | str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a coroutine function on the client's loop: its result, or an awaitable in an asynchronous client.
+
+        Parameters
+        ----------
+        asynchronous
+            Return an awaitable, whatever the client does by itself.
+        callback_timeout
+            Seconds, or a text, that it may take.
+
+        Raises
+        ------
+        TimeoutError
+            It took longer.
+        """
+        limit = seconds(callback_timeout)
+
+        async def call() -> Any:
+            return await asyncio.wait_for(func(*args, **kwargs), limit)
+
+        return call() if asynchronous else self._sync(call)
+
     def _sync(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """Run a coroutine function on the client's loop: its result, or an awaitable when asynchronous."""
         if self.asynchronous:

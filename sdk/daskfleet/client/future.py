@@ -20,13 +20,24 @@ class Future(TaskRef):
 
     It is a `dask._task_spec.TaskRef`, so it can stand for its result in arguments and in collections. The cluster keeps
     the result for as long as a future of it exists.
+
+    Parameters
+    ----------
+    key
+        Of a task that is known to the scheduler. (Clients make futures of states.)
+    client
+        The current one by default.
     """
 
     __slots__ = ("_state",)
 
-    def __init__(self, state: FutureState) -> None:
-        super().__init__(state.key)
-        self._state = state
+    def __init__(self, key: Key | FutureState, client: Client | None = None) -> None:
+        if type(key) is not FutureState:
+            from daskfleet.client.current import current_client
+
+            key = (client or current_client())._want(key)._state  # type: ignore[arg-type]
+        super().__init__(key.key)
+        self._state = key
 
     @property
     def executor(self) -> Client:
@@ -87,9 +98,9 @@ class Future(TaskRef):
         """Compute it again after a failure."""
         return self.client.retry([self])
 
-    def add_done_callback(self, function: Callable[[Future], Any]) -> None:
-        """Call ``function(future)`` in a thread when there is a result or an error."""
-        self._state.when_done(lambda: self.client._call_in_thread(function, self))
+    def add_done_callback(self, fn: Callable[[Future], Any]) -> None:
+        """Call ``fn(future)`` in a thread when there is a result or an error."""
+        self._state.when_done(lambda: self.client._call_in_thread(fn, self))
 
     def release(self) -> None:
         """Let go of the result now. The future is cancelled; others of the same key are not affected."""

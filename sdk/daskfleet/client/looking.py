@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import warnings
 from collections.abc import Iterable
 from itertools import islice
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from daskfleet.client.collections import Collections, keys_of
 from daskfleet.client.memory import ActiveMemoryManagerProxy
 from daskfleet.client.options import worker_names
+from daskfleet.client.times import seconds
 from daskfleet.dump import write_dump
 from daskfleet.exceptions import DaskfleetError, VersionMismatch
 from daskfleet.profiles import merge, tree
@@ -315,10 +317,11 @@ class Looking(Collections):
         found = await self._call("dump", await self._versions(False), exclude, file if there else None)
         return found if there else await asyncio.to_thread(write_dump, filename, format, found, storage_options)
 
-    def story(self, *keys: Any) -> Any:
+    def story(self, *keys: Any, on_error: str = "raise") -> Any:
         """How tasks have changed their states on the scheduler; of these keys or futures, or of all.
 
-        In difference from distributed, recording begins when a client asks first: nobody else pays for it.
+        In difference from distributed, recording begins when a client asks first: nobody else pays for it. Workers are
+        not asked, so there are none whose failing to answer `on_error` could ignore; it is taken for compatibility.
 
         Returns
         -------
@@ -341,19 +344,48 @@ class Looking(Collections):
         identity = {**await self._call("identity"), "address": self.scheduler_address}
         await asyncio.to_thread(write, path, identity, self.security)
 
-    def get_task_stream(self, start: float | None = None, stop: float | None = None, count: int | None = None) -> Any:
-        """Which tasks have ended between two times (seconds since the epoch), when and where; the last `count`.
+    def get_task_stream(
+        self,
+        start: float | str | None = None,
+        stop: float | str | None = None,
+        count: int | None = None,
+        plot: bool | str = False,
+        filename: str | None = None,
+        bokeh_resources: Any = None,
+    ) -> Any:
+        """Which tasks have ended between two times, when and where; the last `count`.
 
         Recording begins when a client asks first; see also the context manager `get_task_stream`.
+
+        Parameters
+        ----------
+        start, stop
+            Seconds since the epoch, or texts such as ``"5 minutes"`` for as long ago.
+        plot, filename
+            Write a timeline (HTML), too, as the context manager does, and return it with the records.
+        bokeh_resources
+            Taken for compatibility: the timeline needs none.
 
         Returns
         -------
         tuple of dict
             ``key name worker start stop status nbytes type error`` of each.
         """
-        return self._sync(self._task_stream, start, stop, count)
+        where = filename or ("task-stream.html" if plot else None)
+        since, until = (time.time() - (seconds(at) or 0) if isinstance(at, str) else at for at in (start, stop))
+        return self._sync(self._plotted_task_stream if where else self._task_stream, since, until, count, where)
 
-    async def _task_stream(self, start: float | None, stop: float | None, count: int | None) -> tuple[Any, ...]:
+    async def _plotted_task_stream(self, start: Any, stop: Any, count: int | None, where: str) -> tuple[Any, Any]:
+        from daskfleet.client.reports import TimelinePlot
+
+        records = await self._task_stream(start, stop, count)
+        plot = TimelinePlot(list(records))
+        await asyncio.to_thread(plot.save, where)
+        return records, plot
+
+    async def _task_stream(
+        self, start: float | None, stop: float | None, count: int | None, _: None = None
+    ) -> tuple[Any, ...]:
         return tuple(await self._call("watched", start, stop, count))
 
 

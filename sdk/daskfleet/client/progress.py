@@ -24,6 +24,8 @@ def progress(
     *futures: Any,
     notebook: bool | None = None,
     multi: bool = True,
+    complete: bool = True,
+    group_by: str = "prefix",
     interval: float = INTERVAL,
     out: TextIO | None = None,
 ) -> Any:
@@ -39,6 +41,8 @@ def progress(
         By default found out.
     multi
         In a notebook, a bar for each kind of task below that for all.
+    complete, group_by
+        Taken for compatibility: these bars count the futures given, not what they depend on, by kind (`key_split`).
     interval
         Seconds between two updates.
     out

@@ -86,8 +86,7 @@ class get_task_stream(_Block):
     async def _exit(self) -> None:
         self.data.extend(await self._client._task_stream(self._start, None, None))
         if self.filename is not None:
-            page = _page("Task stream", timeline(self.data))
-            await asyncio.to_thread(Path(self.filename).write_text, page)
+            await asyncio.to_thread(TimelinePlot(self.data).save, self.filename)
 
 
 class get_task_metadata(_Block):
@@ -124,6 +123,8 @@ class performance_report(_Block):
         Where to.
     client
         The current one by default.
+    stacklevel, mode, storage_options
+        Taken for compatibility: the calling code is not in the page, no Bokeh either, and `filename` is a local one.
 
     Examples
     --------
@@ -131,7 +132,15 @@ class performance_report(_Block):
     ...     x.compute()
     """
 
-    def __init__(self, filename: str = "dask-report.html", *, client: Client | None = None) -> None:
+    def __init__(
+        self,
+        filename: str = "dask-report.html",
+        stacklevel: int = 1,
+        mode: str | None = None,
+        storage_options: dict[str, Any] | None = None,
+        *,
+        client: Client | None = None,
+    ) -> None:
         super().__init__(client)
         self.filename = filename
 
@@ -233,6 +242,23 @@ def timeline(records: list[dict[str, Any]]) -> str:
         f'{left_out}<svg viewBox="0 0 1000 {height}" width="100%" height="{height}" preserveAspectRatio="none" '
         f'role="img" aria-label="tasks over time">{"".join(parts)}</svg>'
     )
+
+
+class TimelinePlot:
+    """Tasks over time, a row for each thread of each worker; notebooks show it."""
+
+    def __init__(self, records: list[dict[str, Any]]) -> None:
+        self._count, self._body = len(records), timeline(records)
+
+    def __repr__(self) -> str:
+        return f"<TimelinePlot: {self._count} tasks>"
+
+    def _repr_html_(self) -> str:
+        return self._body
+
+    def save(self, filename: str) -> None:
+        """Write it as a page of its own (HTML)."""
+        Path(filename).write_text(_page("Task stream", self._body))
 
 
 class ProfilePlot:

@@ -277,9 +277,11 @@ def print(*args: Any, sep: str | None = " ", end: str | None = "\n", file: Any =
         get_client().log_event("print", (os.getpid(), stream, text))
 
 
-def warn(message: str | Warning, category: type[Warning] | None = UserWarning) -> None:
-    """Warn here and, from a task, in every client's process too."""
-    warnings.warn(message, category, stacklevel=2)
+def warn(
+    message: str | Warning, category: type[Warning] | None = UserWarning, stacklevel: int = 1, source: Any = None
+) -> None:
+    """Warn here and, from a task, in every client's process too; the parameters are those of `warnings.warn`."""
+    warnings.warn(message, category, stacklevel + 1, source)
     if running_worker() is not None:
         get_client().log_event("warn", (os.getpid(), message, category))
 

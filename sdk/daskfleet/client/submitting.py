@@ -212,6 +212,7 @@ class Submitting(Gathering):
         direct: bool | None = None,
         hash: bool = True,
         timeout: float | str | None = None,
+        asynchronous: bool | None = None,
     ) -> Any:
         """Put data on workers, spread over them or, with `broadcast`, on each.
 
@@ -222,13 +223,16 @@ class Submitting(Gathering):
             or any other object (one future).
         hash
             Give equal data equal keys.
+        asynchronous
+            Return an awaitable, whatever the client does by itself.
 
         Raises
         ------
         TimeoutError
             No worker came within `timeout` seconds (the client's own by default).
         """
-        return self._sync(self._scatter, data, worker_names(workers), broadcast, hash, seconds(timeout))
+        arguments = (data, worker_names(workers), broadcast, hash, seconds(timeout))
+        return self._scatter(*arguments) if asynchronous else self._sync(self._scatter, *arguments)
 
     async def _scatter(self, data: Any, workers: list[str], broadcast: bool, hash: bool, timeout: float | None) -> Any:
         if isinstance(data, Iterator):

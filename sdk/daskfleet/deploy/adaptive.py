@@ -91,9 +91,10 @@ class Adaptive:
         if self._task is None:
             self._task = loops.start_soon(self._loop, self._run())
 
-    def stop(self) -> None:
-        """Leave the workers as they are from now on."""
+    def stop(self, reason: str = "") -> None:
+        """Leave the workers as they are from now on; the `reason` is logged."""
         if self._task is not None:
+            logger.info("adapting no longer%s", f": {reason}" if reason else "")
             self._task.cancel()
             self._task = None
 

@@ -286,11 +286,15 @@ class Cluster:
         Adaptive
             What decides, with ``stop()``; calling `adapt` again replaces it.
         """
+        return self._follow(None, minimum=minimum, maximum=maximum, **options)
+
+    def _follow(self, adaptive: type[Adaptive] | None, **options: Any) -> Adaptive:
+        """Follow the load with what is to decide, in place of what did."""
         from daskfleet.deploy.adaptive import Adaptive
 
         if self._adaptive is not None:
             self._adaptive.stop()
-        self._adaptive = Adaptive(self, minimum=minimum, maximum=maximum, **options)
+        self._adaptive = (adaptive or Adaptive)(self, **options)
         self._adaptive.start()
         return self._adaptive
 

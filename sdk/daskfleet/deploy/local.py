@@ -18,7 +18,8 @@ from typing import Any
 
 from daskfleet import system
 from daskfleet.deploy import registry
-from daskfleet.deploy.cluster import Cluster, Log, Logs
+from daskfleet.deploy.cluster import Log, Logs
+from daskfleet.deploy.sized import Sized
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.scheduler.server import Scheduler
 from daskfleet.security import Security
@@ -41,7 +42,7 @@ def shape(n_workers: int | None, threads_per_worker: int | None, processes: bool
     return n_workers, threads_per_worker
 
 
-class LocalCluster(Cluster):
+class LocalCluster(Sized):
     """A cluster on this machine.
 
     Parameters
@@ -194,6 +195,14 @@ class LocalCluster(Cluster):
     async def _refresh(self) -> None:
         if self.scheduler is not None:
             self._info = self.scheduler.identity()
+
+    def _threads_per_worker(self) -> int:
+        return self.threads_per_worker
+
+    def _memory_per_worker(self) -> int:
+        if not self._worker_options["memory_limit"]:
+            raise ValueError("the workers have no memory limit, so memory cannot say how many to have")
+        return int(self._worker_options["memory_limit"])
 
     @property
     def requested(self) -> set[str]:

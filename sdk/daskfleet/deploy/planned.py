@@ -10,17 +10,16 @@ import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from daskfleet import system
 from daskfleet.deploy import registry
 from daskfleet.deploy.adaptive import Adaptive
-from daskfleet.deploy.cluster import Cluster
 from daskfleet.deploy.scheduler_link import LocalLink, SchedulerLink
+from daskfleet.deploy.sized import Sized
 
 
-class PlannedCluster(Cluster):
+class PlannedCluster(Sized):
     """A cluster with a plan of its processes, which scaling changes.
 
     Attributes
@@ -81,22 +80,8 @@ class PlannedCluster(Cluster):
         return {name: copy.copy(self.new_spec)}
 
     def scale(self, n: int | None = None, memory: str | int | None = None, cores: int | None = None) -> Any:
-        """Ask for `n` workers, or for as many as have this `memory` or these `cores` together. Returns at once."""
-        wanted = self._how_many(n, memory, cores)
         self._start_afresh()
-        return self.sync(self._scale, wanted)
-
-    def _how_many(self, n: int | None, memory: str | int | None, cores: int | None) -> int:
-        from dask.utils import parse_bytes
-
-        counts = [n] if n is not None else []
-        if memory is not None:
-            counts.append(math.ceil(parse_bytes(memory) / self._memory_per_worker()))
-        if cores is not None:
-            counts.append(math.ceil(cores / self._threads_per_worker()))
-        if not counts:
-            raise ValueError("scale: say how many workers, or how much memory, or how many cores")
-        return max(counts)
+        return super().scale(n, memory, cores)
 
     @property
     def _new_worker_options(self) -> dict[str, Any]:
@@ -132,14 +117,6 @@ class PlannedCluster(Cluster):
                 del self.worker_spec[name]
         self._spawn_correction()
 
-    def scale_up(self, n: int) -> Any:
-        """Come up to `n` workers; never down."""
-        return self.sync(self._scale, max(n, len(self.plan)))
-
-    def scale_down(self, workers: Iterable[Any]) -> Any:
-        """Close the workers of these names."""
-        return self.sync(self._scale_down, [str(worker) for worker in workers])
-
     async def _registered(self) -> set[str]:
         await self._refresh()
         return self.observed
@@ -157,37 +134,10 @@ class PlannedCluster(Cluster):
         rest = [name for name in reversed(order) if name not in pending]
         return pending + sorted(rest, key=lambda name: max(ranks.get(member, 0) for member in self._members(name)))
 
-    def adapt(
-        self,
-        minimum: int | None = None,
-        maximum: int | float | None = None,
-        *,
-        minimum_cores: int | None = None,
-        maximum_cores: int | None = None,
-        minimum_memory: str | int | None = None,
-        maximum_memory: str | int | None = None,
-        Adaptive: type[Adaptive] = Adaptive,
-        **options: Any,
-    ) -> Any:
-        """Let the load decide the number of workers, between bounds in workers, cores or memory.
-
-        Raises
-        ------
-        ValueError
-            The scheduler runs without a dashboard, over which a remote one is asked for its load.
-        """
-        low = [minimum] if minimum is not None else []
-        low += [self._how_many(None, minimum_memory, minimum_cores)] if minimum_memory or minimum_cores else []
-        high = [maximum] if maximum is not None else []
-        high += [self._how_many(None, None, maximum_cores)] if maximum_cores else []
-        high += [self._how_many(None, maximum_memory, None)] if maximum_memory else []
+    def _follow(self, adaptive: type[Adaptive] | None, **options: Any) -> Adaptive:
         if not self.http_address and not isinstance(self._scheduler_link, LocalLink):
             raise ValueError("adaptive scaling asks the scheduler over HTTP: run it with a dashboard")
-        if self._adaptive is not None:
-            self._adaptive.stop()
-        self._adaptive = Adaptive(self, minimum=max(low, default=None), maximum=min(high, default=None), **options)
-        self._adaptive.start()
-        return self._adaptive
+        return super()._follow(adaptive, **options)
 
     async def _adaptive_target(self, target_duration: float) -> int:
         assert self._scheduler_link is not None

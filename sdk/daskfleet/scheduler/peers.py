@@ -16,7 +16,7 @@ from typing import Any
 from daskfleet.comm import Connection, Pool
 from daskfleet.protocol.frames import Message
 from daskfleet.scheduler.machine import SchedulerState
-from daskfleet.scheduler.plugins import SchedulerPlugins, keys_of
+from daskfleet.scheduler.plugins import SchedulerPlugins
 from daskfleet.scheduler.state import CLOSING, PAUSED, RUNNING, ClientState, WorkerState
 
 logger = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ class Peers:
                 case ("tasks", number, last, priority, functions, prefixes, rows):
                     state.submit(client, number, last, priority, functions, prefixes, rows)
                     if self.plugins.own:
-                        self.notify("update_graph", scheduler=self, client=client.id, keys=keys_of(rows))
+                        self.plugins.submitted(client.id, rows)
                 case ("know", rows):
                     state.know(client, rows)
                 case ("goodbye",):

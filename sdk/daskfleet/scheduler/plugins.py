@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from daskfleet.plugins import SchedulerPlugin, call
 from daskfleet.protocol.frames import Buffer
 from daskfleet.protocol.serialize import loads
+from daskfleet.scheduler.extensions.backup import Backup, Rows
 from daskfleet.scheduler.state import FORGOTTEN, ClientState, TaskState, WorkerState
 
 if TYPE_CHECKING:
@@ -40,6 +41,21 @@ class SchedulerPlugins:
         scheduler.handle("client", "plugin_register", self._register)
         scheduler.handle("client", "plugin_unregister", self._unregister)
 
+    def back_up(self, backup: Backup) -> None:
+        """Have `backup` keep what clients register."""
+        self._backup = backup
+        backup.learn("plugin", self._learn)
+
+    def _learn(self, rows: Rows) -> None:
+        for (_, kind, name), blob in rows:
+            self._backup.keep(("plugin", kind, name), blob)
+            if kind == "scheduler":
+                self._scheduler._spawn(_logged(self.add(loads(blob), name, True), name, "start"))
+            else:
+                self.workers.setdefault((kind, name), bytes(blob))
+        for worker in self._scheduler.state.workers.values():  # who came before
+            self._scheduler._connections[worker].send(("plugins", self.for_new_worker()))
+
     def notify(self, hook: str, *args: Any, **kwargs: Any) -> None:
         """Call a hook of every plugin; one that fails is logged and no trouble to the others."""
         for name, plugin in list(self.own.items()):
@@ -52,6 +68,13 @@ class SchedulerPlugins:
                     self._scheduler._spawn(_logged(value, name, hook))
             except Exception:
                 logger.exception("%s of plugin %r failed", hook, name)
+
+    def submitted(self, client: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Tell of a ``tasks`` message. Annotations and priorities are not collected for it, so there are none."""
+        keys = [row[1] for row in rows]
+        stimulus = f"update-graph-{client}"
+        told = {"keys": set(keys), "tasks": keys, "annotations": {}, "priority": {}, "stimulus_id": stimulus}
+        self.notify("update_graph", self._scheduler, client=client, **told)
 
     async def closing(self, hook: str) -> None:
         """Call `before_close` or `close` of every plugin and wait for them."""
@@ -74,6 +97,10 @@ class SchedulerPlugins:
                 return
             await self.remove(name)
         await call(plugin.start, self._scheduler)
+        self.put(plugin, name)
+
+    def put(self, plugin: SchedulerPlugin, name: str) -> None:
+        """Tell a plugin of what happens from now on."""
         self.own[name] = plugin
         self._watch()
 
@@ -127,13 +154,16 @@ class SchedulerPlugins:
         """Register everywhere; ``(worker's address, what went wrong or "")`` for each worker."""
         if kind == "scheduler":
             await self.add(loads(blob), name, idempotent)
+            self._backup.keep(("plugin", kind, name), bytes(blob))
             return []
         if idempotent and (kind, name) in self.workers:
             return []
         self.workers[kind, name] = bytes(blob)
+        self._backup.keep(("plugin", kind, name), bytes(blob))
         return await self._everywhere("plugin_add", kind, name, bytes(blob))
 
     async def _unregister(self, client: ClientState, kind: str, name: str) -> list[tuple[str, str]]:
+        self._backup.drop([("plugin", kind, name)])
         if kind == "scheduler":
             await self.remove(name)
             return []
@@ -172,8 +202,3 @@ async def _logged(value: Any, name: str, hook: str) -> None:
         await value
     except Exception:
         logger.exception("%s of plugin %r failed", hook, name)
-
-
-def keys_of(rows: Iterable[Sequence[Any]]) -> list[Any]:
-    """The keys of a ``tasks`` message."""
-    return [row[1] for row in rows]

@@ -14,6 +14,7 @@ from daskfleet import config
 from daskfleet.comm import Listener, Pool, listen
 from daskfleet.comm.addresses import DEFAULT_SCHEDULER_PORT, interface_ip
 from daskfleet.exceptions import NoValidWorker
+from daskfleet.plugins import SchedulerPlugin, plugin_name
 from daskfleet.preload import Preloads
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import dumps
@@ -119,6 +120,7 @@ class Scheduler(Peers):
         self.plugins = SchedulerPlugins(self)
         self.preloads = Preloads(self, preload, preload_argv, "scheduler")
         extensions.install(self)
+        self.plugins.back_up(self.extensions["backup"])
 
     def __repr__(self) -> str:
         state = self.state
@@ -281,6 +283,24 @@ class Scheduler(Peers):
     def log_event(self, topic: str | list[str], msg: Any) -> None:
         """Note an event (see `Client.log_event`)."""
         self.extensions["events"].log(topic, dumps(msg))
+
+    def add_plugin(self, plugin: SchedulerPlugin, *, idempotent: bool = False, name: str | None = None) -> None:
+        """Tell a plugin of what happens from now on: for preloads. Its `start` is not called.
+
+        Raises
+        ------
+        ValueError
+            There is one of that name, and it is not `idempotent` to add it again.
+        """
+        name = name or plugin_name(plugin)
+        if name not in self.plugins.own:
+            self.plugins.put(plugin, name)
+        elif not idempotent:
+            raise ValueError(f"there is a scheduler plugin {name!r} already: give this one another name")
+
+    async def remove_plugin(self, name: str) -> None:
+        """Close a plugin; ValueError when there is none of that name."""
+        await self.plugins.remove(name)
 
     # What operators and dashboards ask -----------------------------------------------------------------------------
 

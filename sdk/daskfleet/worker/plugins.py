@@ -23,6 +23,7 @@ class WorkerPlugins:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self.own: dict[str, WorkerPlugin] = {}
+        self._blobs: dict[str, bytes] = {}
 
     async def add(self, kind: str, name: str, blob: Buffer) -> None:
         """Set a plugin up, in place of one of that name."""
@@ -33,12 +34,14 @@ class WorkerPlugins:
         await self.remove(kind, name)
         plugin = loads(blob)
         await call(plugin.setup, self._worker)
-        self.own[name] = plugin
+        self.own[name], self._blobs[name] = plugin, bytes(blob)
         self._watch()
 
     async def add_all(self, rows: Sequence[tuple[str, str, Buffer]]) -> None:
-        """Set up what was registered before this worker came; one that fails is logged."""
+        """Set up what was registered before this worker came, or came back; one that fails is logged."""
         for kind, name, blob in rows:
+            if kind == "worker" and name in self.own and self._blobs[name] == blob:
+                continue
             try:
                 await self.add(kind, name, blob)
             except Exception:

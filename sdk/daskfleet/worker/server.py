@@ -162,6 +162,12 @@ class Worker:
         figures = f"{len(self.machine.data)} stored, {self.machine.executing} running"
         return f"<Worker {self.name!r} {self.address} {self.status}, {figures}>"
 
+    def get_current_task(self) -> Any:
+        """The key of the calling task; raises ValueError outside of one."""
+        if (key := context.current_key()) is None:
+            raise ValueError("get_current_task() works inside a task only")
+        return key
+
     # Life ----------------------------------------------------------------------------------------------------------
 
     async def start(self) -> Worker:

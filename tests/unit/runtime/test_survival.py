@@ -4,7 +4,18 @@ import asyncio
 import contextlib
 
 import pytest
-from daskfleet import Client, Event, LocalCluster, Queue, Scheduler, Variable, Worker, get_worker
+from daskfleet import (
+    Client,
+    Event,
+    LocalCluster,
+    Queue,
+    Scheduler,
+    SchedulerPlugin,
+    Variable,
+    Worker,
+    WorkerPlugin,
+    get_worker,
+)
 from daskfleet.client import link
 from daskfleet.scheduler import peers
 
@@ -208,6 +219,32 @@ async def test_what_was_left_by_name_outlives_the_scheduler():
                 assert await asyncio.gather(waiting, flag, unset) == ["came", True, "known"]
                 await client.log_event("told", "heard")
                 assert await heard.get() == "heard"
+        finally:
+            await new.close()
+
+
+class Marks(WorkerPlugin):
+    pass
+
+
+class Told(SchedulerPlugin):
+    pass
+
+
+async def test_plugins_outlive_the_scheduler():
+    async with cluster(1) as (scheduler, (worker,), client):
+        await client.register_plugin(Marks(), name="marks")
+        await client.register_plugin(Told(), name="told")
+        await client.register_plugin(Told(), name="gone")
+        await client.unregister_scheduler_plugin("gone")
+        before = worker.plugins.own["marks"]
+        new = await restarted(scheduler)
+        try:
+            async with Worker(new.address, nthreads=1, name="late") as late:
+                await until(lambda: len(new.state.workers) == 2 and "marks" in late.plugins.own)
+                await until(lambda: set(new.plugins.own) == {"told"})
+                assert await client.submit(sum, [1, 2]) == 3
+                assert worker.plugins.own["marks"] is before
         finally:
             await new.close()
 
