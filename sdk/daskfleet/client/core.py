@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 #: Calls that may be made again when the connection was lost before the answer came.
 REPEATABLE = frozenset(
     {"gather", "locate", "wait_for_workers", "identity", "who_has", "has_what", "processing"}
+    | {"semaphore_acquire", "semaphore_release", "semaphore_value", "multilock_acquire", "multilock_release"}
     | {"variable_get", "variable_set", "variable_delete", "queue_get", "queue_size"}
     | {"event_wait", "event_set", "event_clear", "event_is_set", "metadata_get", "metadata_set"}
     | {"dataset_get", "dataset_list", "dataset_unpublish"}

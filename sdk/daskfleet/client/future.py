@@ -32,12 +32,14 @@ class Future(TaskRef):
     __slots__ = ("_state",)
 
     def __init__(self, key: Key | FutureState, client: Client | None = None) -> None:
-        if type(key) is not FutureState:
+        if isinstance(key, FutureState):
+            state = key
+        else:
             from daskfleet.client.current import current_client
 
-            key = (client or current_client())._want(key)._state  # type: ignore[arg-type]
-        super().__init__(key.key)
-        self._state = key
+            state = (client or current_client())._want(key)._state
+        super().__init__(state.key)
+        self._state: FutureState = state
 
     @property
     def executor(self) -> Client:

@@ -1,8 +1,9 @@
 """`Lock`, `Semaphore`, `MultiLock` and `Event` across clients and tasks.
 
-What a client holds is free again when its connection ends, however that comes about; what a task holds, when its worker
-does. So there is no timeout to choose, and none that runs out while work goes on. (distributed's leases have to be
-renewed and end after ``distributed.scheduler.locks.lease-timeout``.)
+What a client holds is free again when it ends, or has lost its connection and does not come back within 15 s; what a
+task holds, when its worker ends. Both outlive the scheduler: who holds what is known to the one in its place. So there
+is no timeout to choose, and none that runs out while work goes on. (distributed's leases have to be renewed and end
+after ``distributed.scheduler.locks.lease-timeout``.)
 """
 
 from __future__ import annotations

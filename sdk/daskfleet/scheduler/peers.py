@@ -182,6 +182,12 @@ class Peers:
             logger.info("client %s has lost its connection: keeping its futures for %g s", client.id, CLIENT_GRACE)
             asyncio.get_running_loop().call_later(CLIENT_GRACE, self._drop_client, client)
 
+    def expect_client(self, id: str) -> ClientState:
+        """A client of a scheduler that was here before: it is forgotten unless it comes soon."""
+        client = self.state.add_client(id)
+        asyncio.get_running_loop().call_later(CLIENT_GRACE, self._drop_client, client)
+        return client
+
     def _drop_client(self, client: ClientState) -> None:
         if client not in self._connections and self.state.clients.get(client.id) is client:
             logger.info("client %s is gone", client.id)

@@ -8,6 +8,8 @@ from daskfleet import (
     Client,
     Event,
     LocalCluster,
+    Lock,
+    MultiLock,
     Queue,
     Scheduler,
     SchedulerPlugin,
@@ -219,6 +221,38 @@ async def test_what_was_left_by_name_outlives_the_scheduler():
                 assert await asyncio.gather(waiting, flag, unset) == ["came", True, "known"]
                 await client.log_event("told", "heard")
                 assert await heard.get() == "heard"
+        finally:
+            await new.close()
+
+
+async def test_who_holds_a_lock_holds_it_after_the_scheduler_too(monkeypatch):
+    monkeypatch.setattr(peers, "CLIENT_GRACE", 0.5)
+    async with cluster(1) as (scheduler, _, client), Client(scheduler.address, asynchronous=True) as other:
+        mine, both = Lock("one", client=client), MultiLock(["a", "b"], client=client)
+        theirs, second = Lock("gone", client=other), Lock("one", client=other)
+        await mine.acquire()
+        await both.acquire()
+        await theirs.acquire()
+        waiting = asyncio.create_task(second.acquire())
+        await asyncio.sleep(0.05)
+        other._target = "tcp://127.0.0.1:1"  # it never comes back
+        new = await restarted(scheduler)
+        third = Lock("one", client=client)
+        try:
+            async with asyncio.timeout(20):
+                assert not await third.acquire(timeout=0.01)
+                assert not await MultiLock(["b", "c"], client=client).acquire(timeout=0.01)
+                async with Lock("gone", client=client):  # who held it is given up after a while
+                    pass
+                await mine.release()
+                await both.release()
+                async with third, MultiLock(["b", "c"], client=client):
+                    pass
+                other._target = new.address
+                assert await waiting and await Lock("one", client=client).locked()
+                await second.release()
+                assert not new.extensions["semaphores"]._all and not new.extensions["multilocks"]._held
+                assert not new.extensions["backup"]._rows
         finally:
             await new.close()
 
