@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 #: Every setting that is read, and what holds where nothing is configured (``distributed.comm.tls.*`` aside, which
 #: `Security` reads: nothing). The names are distributed's. Of its others, ``scheduler.worker-saturation`` has no effect
-#: since workers are sent ahead what their tasks' duration calls for, and ``scheduler.locks`` none since a lock is given
-#: back when its holder's connection ends.
+#: since workers are sent ahead what their tasks' duration calls for, ``scheduler.locks`` since a lock is given back as
+#: its holder's connection ends, and ``worker.memory.transfer`` since each peer is asked for little at a time.
 DEFAULTS: dict[str, Any] = {
     "scheduler-address": None,
     "temporary-directory": None,  # where workers make their folders; the system's by default

@@ -116,7 +116,8 @@ def fire_and_forget(obj: Any) -> Any:
     Parameters
     ----------
     obj
-        A future, a collection, or a list of them; collections are submitted. The results are dropped.
+        A future, a collection, or a list of them; collections are submitted. The results are dropped. They outlive this
+        client; should the scheduler be lost, one in its place learns of them from clients that are still there.
 
     Returns
     -------
@@ -136,4 +137,4 @@ def fire_and_forget(obj: Any) -> Any:
 
     futures = futures_of(submitted(obj))
     for future in futures:
-        future.client._send(("fire_and_forget", [future._state.cid]))
+        future.client._fire(future._state)

@@ -14,6 +14,7 @@ import logging
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from daskfleet.client import current
@@ -59,6 +60,7 @@ class Link:
         self._states: dict[Key, weakref.ref[FutureState]] = {}
         self._by_cid: dict[int, weakref.ref[FutureState]] = {}
         self._named: weakref.WeakKeyDictionary[FutureState, Any] = weakref.WeakKeyDictionary()
+        self._fired: set[FutureState] = set()  # `fire_and_forget`, not done yet
         self._outgoing: deque[Message] = deque()
         self._released: deque[int] = deque()
         self._waking = self._letting_go = False
@@ -169,6 +171,7 @@ class Link:
             self._scheduler.send(message)
         self._flush()  # what was submitted meanwhile, before it is asked for
         self._scheduler.send(("want", [(state.cid, state.key) for state in states if state.status == PENDING]))
+        self._scheduler.send(("fire_and_forget", [state.cid for state in list(self._fired)]))
         self._scheduler.send(("release", [cid for cid in cids if cid not in self._by_cid]))
         logger.info("connected to the scheduler again, with %d futures", len(states))
 
@@ -241,6 +244,12 @@ class Link:
             if not self._letting_go and not self.loop.is_closed():
                 self._letting_go = True
                 self.loop.call_soon_threadsafe(self.loop.call_later, LINGER, self._let_go)
+
+    def _fire(self, state: FutureState) -> None:
+        """Have a task run to its end though its futures go: another scheduler would have to be told."""
+        self._send(("fire_and_forget", [state.cid]))
+        self._fired.add(state)
+        state.when_done(partial(self._fired.discard, state))
 
     def _want(self, key: Key) -> handles.Future:
         """A future of a key that somebody else has submitted."""

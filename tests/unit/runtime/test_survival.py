@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 
 import pytest
 from daskfleet import (
@@ -16,6 +17,7 @@ from daskfleet import (
     Variable,
     Worker,
     WorkerPlugin,
+    fire_and_forget,
     get_worker,
 )
 from daskfleet.client import link
@@ -303,6 +305,32 @@ async def test_work_that_was_running_is_done_after_the_restart():
         new = await restarted(scheduler)
         try:
             assert await total == sum(range(1, 201))
+        finally:
+            await new.close()
+
+
+DONE, GO_ON = [], threading.Event()
+
+
+def waits(n):
+    GO_ON.wait(20)
+    DONE.append(n)
+
+
+async def test_what_is_fired_and_forgotten_is_done_after_the_restart():
+    async with cluster(1) as (scheduler, _, client):
+        futures = client.map(waits, range(2), pure=False)
+        fire_and_forget(futures)
+        fire_and_forget(futures)
+        del futures
+        await until(lambda: scheduler.state.counts["processing"] == 1)
+        cut(client)
+        await until(lambda: client.status == "running")
+        new = await restarted(scheduler)
+        try:
+            await until(lambda: new.state.counts["processing"] == 1)
+            GO_ON.set()
+            await until(lambda: {0, 1} <= set(DONE) and not new.state.tasks)
         finally:
             await new.close()
 

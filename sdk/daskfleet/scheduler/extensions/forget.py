@@ -24,7 +24,8 @@ class FireAndForget:
         scheduler.own_clients[self._keeper.client] = self._told
 
     def _take(self, client: ClientState, cids: Iterable[int]) -> None:
-        self._keeper.keep(ts.key for cid in cids if (ts := client.futures.get(cid)) is not None)
+        keys = (ts.key for cid in cids if (ts := client.futures.get(cid)) is not None)
+        self._keeper.keep(key for key in keys if key not in self._keeper)  # told once when it has ended
 
     def _told(self, message: Message) -> None:
         op, rows = message

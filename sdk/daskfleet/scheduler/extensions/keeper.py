@@ -25,6 +25,9 @@ class Keeper:
         scheduler.own_clients[self.client] = _ignore
         scheduler.on_restart.append(self._held.clear)
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._held
+
     def keep(self, keys: Iterable[Key]) -> None:
         """Want these.
 
