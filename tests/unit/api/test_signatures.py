@@ -169,6 +169,27 @@ def test_what_they_do(client: Client, tmp_path: Path, monkeypatch: pytest.Monkey
         warn("here", RuntimeWarning, stacklevel=1, source=None)
 
 
+def fails_once(path: str) -> str:
+    if not Path(path).exists():
+        Path(path).touch()
+        raise ValueError("the first time")
+    return "again"
+
+
+def test_retry_and_plugins_by_their_names(client: Client, tmp_path: Path) -> None:
+    future = client.submit(fails_once, str(tmp_path / "was here"), pure=False)
+    with pytest.raises(ValueError, match="the first time"):
+        future.result(timeout=20)
+    client.retry([future])
+    assert future.result(timeout=20) == "again" and future.executor is client is Client.current()
+    plugin = Watching()
+    client.register_plugin(plugin, name="mine")
+    assert client.run_on_scheduler(lambda dask_scheduler: "mine" in dask_scheduler.plugins.own)
+    client.unregister_scheduler_plugin("mine")
+    with pytest.raises(ValueError, match="no scheduler plugin 'mine'"):
+        client.unregister_scheduler_plugin(name="mine")
+
+
 async def test_what_they_do_asynchronously(aclient: Client, tmp_path: Path) -> None:
     assert await aclient.submit(key_of_this_task, key="mine") == "mine"
     await aclient.submit(int, 5, key="five")
