@@ -148,3 +148,18 @@ for thread in first, second:
 print(sorted(called))
 """
     assert run(code) == "['dask', 'dask.array']"
+
+
+def test_what_a_worker_does_as_dask_is_imported_imports_nothing_of_ours():
+    """Another thread may be importing that, and wait for dask: Python lets one of the two fail."""
+    code = """
+import sys
+from daskfleet.importing import when_imported
+from daskfleet.worker import process
+before = set(sys.modules)
+when_imported("dask", process.configure)
+import dask
+new = sorted(name for name in set(sys.modules) - before if name.startswith("daskfleet"))
+print(new, dask.config.get("scheduler"), "daskfleet.client.client" in sys.modules)
+"""
+    assert run(code) == "[] <the current daskfleet client> False"

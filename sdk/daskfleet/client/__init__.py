@@ -1,5 +1,4 @@
-"""The client: `encode` turns calls and graphs into messages, `future` is what users hold, `client` talks."""
+"""The client: `encode` turns calls and graphs into messages, `future` is what users hold, `client` talks.
 
-from daskfleet.client.client import Client
-
-__all__ = ["Client"]
+Nothing is imported here: what waits for this package may hold a lock that its modules need (`daskfleet.importing`).
+"""

@@ -23,6 +23,7 @@ import sys
 from functools import partial
 from typing import Any, NoReturn
 
+from daskfleet.client.current import configure  # now: two threads that import dask and us at once would wait for ever
 from daskfleet.compat import VARIABLE, as_distributed
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.http.logs import ring
@@ -49,15 +50,8 @@ def run(options: dict[str, Any], pipe: socket.socket) -> int:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.environ.get(VARIABLE):
         as_distributed()
-    when_imported("dask", _configure_dask)
+    when_imported("dask", configure)  # what tasks compute by themselves runs on the cluster, too
     return asyncio.run(_main(options, pipe))
-
-
-def _configure_dask() -> None:
-    """What tasks compute by themselves runs on the cluster, too."""
-    from daskfleet.client.current import configure
-
-    configure()
 
 
 async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
