@@ -11,11 +11,14 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+
+from tests.cluster.reader import path_of, reader
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -41,7 +44,7 @@ def eventually(look: Callable[[], T], what: str, seconds: float = 30) -> T:
 
 
 class Namespace:
-    """kubectl in one namespace, with JSON answers."""
+    """kubectl in one namespace, and what it would get as JSON."""
 
     def __init__(self, cluster: Any, name: str) -> None:
         self.cluster = cluster
@@ -57,13 +60,18 @@ class Namespace:
             self.kubectl("apply", "-f", "-", input=json.dumps(manifest))
 
     def get(self, kind: str, name: str) -> Json:
-        text = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
-        found: Json = json.loads(text) if text.strip() else {}
-        return found
+        status, found = reader(self.cluster.kubeconfig).get(f"{path_of(self.name, kind)}/{name}")
+        # A kind that does not exist is not found either, but by no name.
+        assert status == 200 or (status == 404 and found["details"].get("name") == name), found
+        return found if status == 200 else {}
 
-    def items(self, kind: str, selector: str = "") -> list[Json]:
-        args = ["-l", selector] if selector else []
-        listed: list[Json] = json.loads(self.kubectl("get", kind, *args, "-o", "json"))["items"]
+    def items(self, kinds: str, selector: str = "", fields: str = "") -> list[Json]:
+        query = urllib.parse.urlencode({"labelSelector": selector, "fieldSelector": fields})
+        listed: list[Json] = []
+        for kind in kinds.split(","):
+            status, found = reader(self.cluster.kubeconfig).get(f"{path_of(self.name, kind)}?{query}")
+            assert status == 200, found
+            listed += found["items"]
         return listed
 
     def workers(self, group: str) -> list[Json]:
@@ -78,8 +86,7 @@ class Namespace:
 
     def events(self, name: str) -> list[str]:
         """Reasons of the events on the custom resource of this name."""
-        selector = f"involvedObject.name={name}"
-        listed = json.loads(self.kubectl("get", "events", "--field-selector", selector, "-o", "json"))["items"]
+        listed = self.items("events", fields=f"involvedObject.name={name}")
         return [item["reason"] for item in listed if item["source"].get("component") == "daskfleet-operator"]
 
 

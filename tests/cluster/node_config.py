@@ -170,7 +170,8 @@ class NodeConfig:
         alternatives = ",".join([f"DNS:{name}" for name in names] + [f"IP:{address}" for address in addresses])
         (pki / "extensions").write_text(f"subjectAltName={alternatives}\n")
         days = ["-days", "3650"]
-        new_key = ["-newkey", "rsa:2048", "-nodes", "-keyout"]
+        # Each kubectl begins with the API server's signature, for which RSA takes it two milliseconds.
+        new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout"]
         authority = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"]
         for command in (
             ["genrsa", "-out", "accounts.key", "2048"],

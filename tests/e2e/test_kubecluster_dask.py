@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import subprocess
 
 import kubeclusters
 import pytest
@@ -15,12 +14,9 @@ REQUIREMENTS = [f"distributed=={importlib.metadata.version('dask')}", *bed.NEEDE
 
 
 @pytest.fixture(scope="module")
-def upstream(operator_in_cluster, tmp_path_factory):
+def upstream(operator_in_cluster):
     """Bring an image with `distributed` onto the cluster; return the folder that it is installed in here."""
-    folder = tmp_path_factory.mktemp("upstream")
-    wheels = bed.provide_image(operator_in_cluster, folder, IMAGE, REQUIREMENTS)
-    subprocess.run([*bed.PIP, "install", "--no-deps", "--no-index", "--target", folder / "lib", *wheels], check=True)
-    return folder / "lib"
+    return bed.provide(operator_in_cluster, IMAGE, REQUIREMENTS)
 
 
 SCRIPT = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,12 +62,9 @@ print("closed", flush=True)
 
 
 @pytest.fixture(scope="module")
-def theirs(operator_in_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def theirs(operator_in_cluster: Any) -> Path:
     """The folder of their client's packages; the image of their engine is on the cluster."""
-    folder = tmp_path_factory.mktemp("theirs")
-    bed.provide_image(operator_in_cluster, folder, IMAGE, [*CLIENT[1:], *bed.NEEDED])
-    subprocess.run([*bed.PIP, "install", "--target", folder / "lib", *CLIENT], check=True)
-    return folder / "lib"
+    return bed.provide(operator_in_cluster, IMAGE, [*CLIENT[1:], *bed.NEEDED], CLIENT)
 
 
 @pytest.mark.timeout(240)

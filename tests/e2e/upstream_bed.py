@@ -6,7 +6,9 @@ by a Python of its own.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,15 +16,28 @@ from pathlib import Path
 
 from daskfleet.deploy.kubernetes.spec import DEFAULT_IMAGE
 
-from tests.cluster import Cluster, images
+from tests.cluster import Cluster, images, tools
 
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 NEEDED = ("zict", "tblib", "sortedcontainers")  # by distributed, and not by us
 
 
-def provide_image(cluster: Cluster, folder: Path, tag: str, packages: Sequence[str]) -> list[Path]:
-    """Bring an image of `packages` in place of ours onto the cluster; their wheels, which are left in `folder`."""
-    subprocess.run([*PIP, "download", "--no-deps", "--dest", folder / "wheels", *packages], check=True)
+def provide(cluster: Cluster, tag: str, engine: Sequence[str], client: Sequence[str] = ()) -> Path:
+    """Bring an image with the packages of `engine` in place of ours onto the cluster.
+
+    Returns
+    -------
+    Path
+        The folder where `client` is installed with all that it needs, or else `engine` as it is in the image. It is a
+        cache, and so the image is built anew only on a changed image of ours.
+    """
+    digest = hashlib.sha256(repr((sys.version_info[:2], [*engine], [*client])).encode()).hexdigest()[:16]
+    folder = tools.CACHE / "upstream" / digest
+    with tools.locked("upstream.lock", "another run that installs upstream's packages"):
+        if not folder.exists():
+            shutil.rmtree(folder.with_suffix(".partial"), ignore_errors=True)
+            _install(folder.with_suffix(".partial"), engine, client)
+            folder.with_suffix(".partial").rename(folder)
     (folder / "Containerfile").write_text(
         f"FROM {DEFAULT_IMAGE}\nUSER root\nCOPY wheels /wheels\n"
         # Both are called `dask scheduler`, and upstream's images have only one of them.
@@ -32,7 +47,15 @@ def provide_image(cluster: Cluster, folder: Path, tag: str, packages: Sequence[s
     build = images.build_command(cluster.builder, ["-f", "Containerfile", "-t", tag])
     subprocess.run(build, cwd=folder, check=True, capture_output=True)
     cluster.load([tag])
-    return sorted((folder / "wheels").glob("*.whl"))
+    return folder / "lib"
+
+
+def _install(folder: Path, engine: Sequence[str], client: Sequence[str]) -> None:
+    wheels = folder / "wheels"
+    subprocess.run([*PIP, "download", "--no-deps", "--dest", wheels, *engine], check=True)
+    of_client = client or ["--no-deps", "--no-index", *sorted(wheels.glob("*.whl"))]
+    subprocess.run([*PIP, "install", "--target", folder / "lib", *of_client], check=True)
+    (folder / ".dockerignore").write_text("lib\n")
 
 
 def run_program(program: str, packages: Path, seconds: float) -> subprocess.CompletedProcess[str]:

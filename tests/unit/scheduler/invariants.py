@@ -38,7 +38,7 @@ def check(simulation: Simulation) -> None:
 
 
 def check_scheduler(state: SchedulerState) -> None:
-    tasks = state.tasks
+    tasks = dict(state.tasks.items())  # read many times below
     assert len(tasks) == len(state.keys)
     counts: Counter[str] = Counter()
     dependents: Counter[TaskState] = Counter()
