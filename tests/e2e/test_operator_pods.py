@@ -225,7 +225,7 @@ def test_an_autoscaler_brings_workers_for_work_and_takes_them_away_without_losin
         now = len(lab.workers("auto-default"))
         most = max(most, now)
         fewest_at_work = now if now < most else fewest_at_work
-        assert lab.get("djb", "auto")["status"]["jobStatus"] != "Failed", runner_log(lab, "auto")
+        assert lab.get("djb", "auto").get("status", {}).get("jobStatus") != "Failed", runner_log(lab, "auto")
         time.sleep(0.2)
     assert most >= 3 and fewest_at_work < most  # some went while the long task ran
     eventually(lambda: lab.get("djb", "auto")["status"]["jobStatus"] in ("Successful", "Failed"), "the end", 90)
