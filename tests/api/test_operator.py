@@ -34,6 +34,10 @@ def owner_names(resource: dict[str, Any]) -> list[str]:
     return [f"{owner['kind']}/{owner['name']}" for owner in resource["metadata"]["ownerReferences"]]
 
 
+def owned(lab: Namespace, kind: str, name: str, owner: str) -> None:
+    eventually(lambda: owner_names(lab.get(kind, name)) == [owner], f"{kind} {name} as {owner}'s")
+
+
 def environment(pod: dict[str, Any]) -> dict[str, Any]:
     return {item["name"]: item.get("value") for item in pod["spec"]["containers"][0]["env"]}
 
@@ -54,12 +58,12 @@ def test_a_manifest_for_dask_kubernetes_becomes_what_its_users_rely_on(
         address = f"tcp://simple-scheduler.{lab.name}.svc.cluster.local:8786"
         assert environment(pod)["DASK_SCHEDULER_ADDRESS"] == address
         assert owner_names(pod) == ["DaskWorkerGroup/simple-default"]
+    for kind in ("deployment", "service", "poddisruptionbudget"):
+        owned(lab, kind, "simple-scheduler", "DaskCluster/simple")
+    owned(lab, "secret", "simple-token", "DaskCluster/simple")
+    owned(lab, "daskworkergroup", "simple-default", "DaskCluster/simple")
     for kind, name in (("dsk", "simple"), ("daskworkergroup", "simple-default"), ("service", "simple-scheduler")):
         assert not lab.get(kind, name)["metadata"].get("finalizers")
-    for kind in ("deployment", "service", "poddisruptionbudget"):
-        assert owner_names(lab.get(kind, "simple-scheduler")) == ["DaskCluster/simple"]
-    assert owner_names(lab.get("secret", "simple-token")) == ["DaskCluster/simple"]
-    assert owner_names(lab.get("daskworkergroup", "simple-default")) == ["DaskCluster/simple"]
     service = lab.get("service", "simple-scheduler")
     assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == {
         "tcp-comm": 8786,
@@ -72,8 +76,8 @@ def test_more_groups_are_adopted_and_named_workers_keep_their_name(lab: Namespac
     lab.apply(MANIFESTS / "upstream" / "workergroup.yaml")
     (pod,) = eventually(lambda: lab.workers("simple-extra"), "its worker")
     assert environment(pod)["DASK_WORKER_NAME"] == "named-by-hand"
+    owned(lab, "daskworkergroup", "simple-extra", "DaskCluster/simple")
     group = lab.get("daskworkergroup", "simple-extra")
-    assert owner_names(group) == ["DaskCluster/simple"]
     assert group["metadata"]["labels"]["dask.org/cluster-name"] == "simple"
 
 
@@ -91,7 +95,7 @@ def test_kubectl_scale_works_on_groups_and_clusters_both_ways(lab: Namespace, ru
     )
     status = json.loads(scale)["status"]
     assert status["replicas"] == 3
-    assert len(lab.items("pods", status["selector"])) >= 3
+    eventually(lambda: len(lab.items("pods", status["selector"])) >= 3, "its pods")
 
 
 def scale_path(lab: Namespace) -> str:
@@ -111,7 +115,7 @@ def test_deleted_objects_come_back(lab: Namespace, running: OperatorProcess) -> 
         ("deployment", "lost-scheduler"),
         ("daskworkergroup", "lost-default"),
     ):
-        uid = lab.get(kind, name)["metadata"]["uid"]
+        uid = eventually(lambda k=kind, n=name: lab.get(k, n), f"{kind} {name}")["metadata"]["uid"]
         lab.kubectl("delete", kind, name, "--wait=false")
         eventually(lambda k=kind, n=name, u=uid: (f := lab.get(k, n)) and f["metadata"]["uid"] != u, f"{kind} {name}")
     eventually(lambda: len(lab.workers("lost-default")) == 1, "one worker of the new group")
@@ -185,7 +189,7 @@ def test_a_bad_template_that_is_mended_starts_the_cluster(lab: Namespace, runnin
 def test_a_running_cluster_outlives_an_edit_that_is_refused(lab: Namespace, running: OperatorProcess) -> None:
     lab.apply(cluster_manifest("outlives", 1))
     eventually(lambda: lab.workers("outlives-default"), "its worker")
-    uid = lab.get("deployment", "outlives-scheduler")["metadata"]["uid"]
+    uid = eventually(lambda: lab.get("deployment", "outlives-scheduler"), "its scheduler")["metadata"]["uid"]
     edited = cluster_manifest("outlives", 1)
     edited["spec"]["scheduler"]["spec"]["containers"][0]["volumeMounts"] = [{"name": "nowhere", "mountPath": "/x"}]
     lab.apply(edited)
@@ -316,7 +320,7 @@ def test_two_autoscalers_on_one_group(lab: Namespace, running: OperatorProcess) 
         "the conflict",
     )
     assert "'first'" in conflict["message"]
-    assert owner_names(lab.get("daskautoscaler", "first")) == ["DaskCluster/auto"]
+    owned(lab, "daskautoscaler", "first", "DaskCluster/auto")
 
 
 def test_a_job_makes_its_cluster_and_runner_and_suspends(lab: Namespace, running: OperatorProcess) -> None:
@@ -325,7 +329,7 @@ def test_a_job_makes_its_cluster_and_runner_and_suspends(lab: Namespace, running
     assert owner_names(runner) == ["DaskJob/simple-job"]
     assert runner["metadata"]["labels"]["dask.org/component"] == "job-runner"
     assert runner["spec"]["restartPolicy"] == "OnFailure"
-    assert owner_names(lab.get("dsk", "simple-job")) == ["DaskJob/simple-job"]
+    owned(lab, "dsk", "simple-job", "DaskJob/simple-job")
     eventually(
         lambda: lab.get("djb", "simple-job").get("status", {}).get("jobStatus") == "ClusterCreated", "the status"
     )

@@ -105,9 +105,13 @@ def test_a_cluster_runs_scales_and_goes(lab: Namespace) -> None:
     (left,) = eventually(lambda: len(found := lab.workers("run-default")) == 1 and found, "one pod")
     # Who goes is chosen within the group alone.
     assert sorted(registered(lab, "run")) == sorted([left["metadata"]["name"], other["metadata"]["name"]])
-    status = lab.get("daskworkergroup", "run-default")["status"]
-    assert (status["replicas"], status["readyReplicas"]) == (1, 1)
-    assert lab.condition("dsk", "run", "Ready")["status"] == "True"
+
+    def counts() -> tuple[int, int]:
+        status = lab.get("daskworkergroup", "run-default")["status"]
+        return status["replicas"], status["readyReplicas"]
+
+    eventually(lambda: counts() == (1, 1), "the status of the group")
+    eventually(lambda: lab.condition("dsk", "run", "Ready")["status"] == "True", "a ready cluster")
     lab.kubectl("delete", "dsk", "run")
     eventually(lambda: not lab.items("pods", "dask.org/cluster-name=run"), "no pods", 60)
 
