@@ -6,6 +6,7 @@ for it, outside of any test's time limit and with its progress on the terminal.
 ``make test`` runs three processes (pytest-xdist), as most tests wait more than they compute. The tests on Kubernetes
 are two groups, those with the operator in the cluster and those that want none there, and each is for one process. On a
 node from source each has a node of its own; a Kubernetes that we did not make is one, so its tests are one group there.
+The second group takes as long as the first because it ends with some that want the operator after all.
 The other tests are for whichever process is free, so they run while the node and the images are built.
 """
 
@@ -15,6 +16,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -25,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.cluster import Cluster, NoKubernetes, find, images, project, tools
 from tests.cluster.progress import ClusterError
+from tests.cluster.reader import path_of, reader
 from tests.cluster.source_node import SourceNode
 
 CLUSTER = pytest.StashKey[Cluster | str]()
@@ -34,6 +37,8 @@ SECOND = pytest.StashKey[bool]()
 """Whether the cluster is a node beside the one that ``make kubernetes`` starts."""
 REQUIRED = os.environ.get("DASKFLEET_REQUIRE_KUBERNETES") == "1"
 GROUP_WITH_OPERATOR, GROUP_WITHOUT = "operator", "kubernetes"
+AT_THE_END = ("test_kubecluster_dask", "test_operator_dask_kubernetes")
+"""Modules on upstream's engine, which want the operator, and are the last of the group without it."""
 
 
 # Whether a test passes is not to depend on how busy the machine is.
@@ -53,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     two = _nodes_of_ones_own()
     for item in items:
         if "kubernetes_api" in _fixtures(item):
-            with_operator = not two or "operator_in_cluster" in _fixtures(item)
+            with_operator = not two or ("operator_in_cluster" in _fixtures(item) and item.path.stem not in AT_THE_END)
             item.add_marker(pytest.mark.xdist_group(GROUP_WITH_OPERATOR if with_operator else GROUP_WITHOUT))
 
 
@@ -187,6 +192,9 @@ def _namespace(cluster: Cluster) -> Iterator[str]:
     name = f"test-{secrets.token_hex(4)}"
     cluster.kubectl("create", "namespace", name)
     # Pods are refused until the controllers have made the namespace's account.
-    cluster.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
+    account, end = path_of(name, "serviceaccount") + "/default", time.monotonic() + 30
+    while reader(cluster.kubeconfig).get(account)[0] != 200:
+        assert time.monotonic() < end, f"no service account in the new namespace {name}"
+        time.sleep(0.02)
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
