@@ -10,6 +10,10 @@ quicker JSON parser would save a tenth of the operator's. 96 requests under way 
 one request that deletes a whole wave of workers by a label of theirs (500 in 4.8 s, the script's 500 requests 4.7): the
 API server takes them one by one there, so where its etcd has a disk to wait for it is slower.
 
+What grows over clusters made and deleted, by tracemalloc and the collector's counts after 200 and after 400 of them:
+the uids of what is gone, which a late answer must not bring back, 240 bytes each and 6,000 at most. The count of all
+other objects stays; what else becomes resident lies between them.
+
 Each operator runs as its pod on the node from source, with that node's two cores shared by all of Kubernetes. The bed's
 limit is a script that posts, and deletes, the same pods and does nothing else.
 """
