@@ -18,6 +18,7 @@ What was tried and did not help (the first four: 32 MiB between two processes on
 * The scheduler's garbage collector at a threshold of 50,000 and its start frozen: 0.3 of 8 µs a task, within the noise.
 * Fixed malloc thresholds in the scheduler: 25 of 945 bytes a task. (What did: frames of one chunk each, so that no more
   of a submission is in memory decoded, pages in place of dicts for ids, one shared tuple for the client that wants it.)
+* Reading an idle worker's memory by three system calls in place of nine: 0.12 to 0.16 % of a core, as before.
 * Sending from the read callback saves a pass of the loop, 8 µs a hop. Not to clients: of 1,000 workers each would cause
   a frame of its own for each task.
 """
