@@ -14,10 +14,17 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
+from daskfleet import config
+
 #: Seconds of one window, and how many are kept.
 WINDOW, WINDOWS = 10.0, 360
 
 Tree = dict[str, Any]
+
+
+def interval() -> float:
+    """Seconds between two samples, as configured."""
+    return config.seconds("distributed.worker.profile.interval") or 0.01
 
 
 def tree() -> Tree:

@@ -19,7 +19,7 @@ from daskfleet.profiles import merge, tree
 from daskfleet.versions import VersionMismatchWarning, mismatches, versions
 
 if TYPE_CHECKING:
-    from daskfleet.client.reports import ProfilePlot
+    from daskfleet.client.reports import ProfilePlot, TimelinePlot
 
 
 class Looking(Collections):
@@ -189,31 +189,30 @@ class Looking(Collections):
             ``save(filename)``. In difference from distributed it is none of bokeh's, and needs none.
         """
         where = filename or ("dask-profile.html" if plot == "save" else None)
-        arguments = (key, start, stop, worker_names(workers), merge_workers or scheduler, server, scheduler)
+        arguments = (merge_workers or scheduler, key, start, stop, worker_names(workers), server, scheduler)
         if not plot and where is None:
             return self._sync(self._profile, *arguments)
         return self._sync(self._plotted_profile, where, *arguments)
 
     async def _profile(
         self,
+        merged: bool,
         key: str | None,
         start: float | None,
         stop: float | None,
         workers: list[str],
-        merge_workers: bool,
         server: bool = False,
         scheduler: bool = False,
     ) -> Any:
         if scheduler:
             return await self._call("profile", start, stop)
         rows = await self._call("ask_workers", workers, "profile", key, start, stop, server)
-        return _sum(profile for _, profile in rows) if merge_workers else dict(rows)
+        return _sum(profile for _, profile in rows) if merged else dict(rows)
 
-    async def _plotted_profile(self, filename: str | None, *arguments: Any) -> tuple[Any, ProfilePlot]:
+    async def _plotted_profile(self, filename: str | None, merged: bool, *arguments: Any) -> tuple[Any, ProfilePlot]:
         from daskfleet.client.reports import ProfilePlot
 
-        found = await self._profile(*arguments)
-        merged = arguments[4]
+        found = await self._profile(merged, *arguments)
         plot = ProfilePlot(found if merged else _sum(found.values()))
         if filename is not None:
             await asyncio.to_thread(plot.save, filename)
@@ -373,19 +372,19 @@ class Looking(Collections):
         """
         where = filename or ("task-stream.html" if plot else None)
         since, until = (time.time() - (seconds(at) or 0) if isinstance(at, str) else at for at in (start, stop))
-        return self._sync(self._plotted_task_stream if where else self._task_stream, since, until, count, where)
+        if where is None:
+            return self._sync(self._task_stream, since, until, count)
+        return self._sync(self._plotted_task_stream, where, since, until, count)
 
-    async def _plotted_task_stream(self, start: Any, stop: Any, count: int | None, where: str) -> tuple[Any, Any]:
+    async def _plotted_task_stream(self, filename: str, *arguments: Any) -> tuple[Any, TimelinePlot]:
         from daskfleet.client.reports import TimelinePlot
 
-        records = await self._task_stream(start, stop, count)
+        records = await self._task_stream(*arguments)
         plot = TimelinePlot(list(records))
-        await asyncio.to_thread(plot.save, where)
+        await asyncio.to_thread(plot.save, filename)
         return records, plot
 
-    async def _task_stream(
-        self, start: float | None, stop: float | None, count: int | None, _: None = None
-    ) -> tuple[Any, ...]:
+    async def _task_stream(self, start: float | None, stop: float | None, count: int | None) -> tuple[Any, ...]:
         return tuple(await self._call("watched", start, stop, count))
 
 

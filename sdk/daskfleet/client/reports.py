@@ -148,7 +148,7 @@ class performance_report(_Block):
         client, stop = self._client, time.time()
         records = await client._task_stream(self._start, None, None)
         identity = await client._call("identity")
-        profile = await client._profile(None, self._start, None, [], True)
+        profile = await client._profile(True, None, self._start, None, [])
         seen = await client._versions(False)
         spans = await client._call("spans", self._start)
         page = await asyncio.to_thread(_report, list(records), spans, identity, profile, seen, stop - self._start)
@@ -244,38 +244,39 @@ def timeline(records: list[dict[str, Any]]) -> str:
     )
 
 
-class TimelinePlot:
-    """Tasks over time, a row for each thread of each worker; notebooks show it."""
+class _Plot:
+    """A figure that notebooks show."""
 
-    def __init__(self, records: list[dict[str, Any]]) -> None:
-        self._count, self._body = len(records), timeline(records)
+    def __init__(self, title: str, about: str, body: str) -> None:
+        self._title, self._about, self._body = title, about, body
 
     def __repr__(self) -> str:
-        return f"<TimelinePlot: {self._count} tasks>"
+        return f"<{type(self).__name__}: {self._about}>"
 
     def _repr_html_(self) -> str:
         return self._body
 
     def save(self, filename: str) -> None:
         """Write it as a page of its own (HTML)."""
-        Path(filename).write_text(_page("Task stream", self._body))
+        Path(filename).write_text(_page(self._title, self._body))
 
 
-class ProfilePlot:
+class TimelinePlot(_Plot):
+    """Tasks over time, a row for each thread of each worker; notebooks show it."""
+
+    def __init__(self, records: list[dict[str, Any]]) -> None:
+        super().__init__("Task stream", f"{len(records)} tasks", timeline(records))
+
+
+class ProfilePlot(_Plot):
     """A profile as nested calls, each with a bar for its share of the time; notebooks show it."""
 
     def __init__(self, profile: dict[str, Any]) -> None:
-        self._count, self._body = profile["count"], _calls(profile, max(profile["count"], 1))
-
-    def __repr__(self) -> str:
-        return f"<ProfilePlot: {self._count} samples>"
+        count = profile["count"]
+        super().__init__("Profile", f"{count} samples", _calls(profile, max(count, 1)))
 
     def _repr_html_(self) -> str:
         return f'<div class="daskfleet-profile"><style>{_BAR}</style>{self._body}</div>'
-
-    def save(self, filename: str) -> None:
-        """Write it as a page of its own (HTML)."""
-        Path(filename).write_text(_page("Profile", self._body))
 
 
 def _calls(profile: dict[str, Any], total: int) -> str:

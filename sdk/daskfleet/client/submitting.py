@@ -232,7 +232,7 @@ class Submitting(Gathering):
             No worker came within `timeout` seconds (the client's own by default).
         """
         arguments = (data, worker_names(workers), broadcast, hash, seconds(timeout))
-        return self._scatter(*arguments) if asynchronous else self._sync(self._scatter, *arguments)
+        return self.sync(self._scatter, *arguments, asynchronous=asynchronous)
 
     async def _scatter(self, data: Any, workers: list[str], broadcast: bool, hash: bool, timeout: float | None) -> Any:
         if isinstance(data, Iterator):

@@ -164,11 +164,10 @@ class Session(ProcessInterface):
         how = await self._pipe.ended()
         await asyncio.wait(self._tasks[1:], timeout=2)
         if not self._up.done():
-            failure = failure or (how and f"{how}{self._tail()}")
-            self._up.set_exception(DaskfleetError(failure or f"ended before it was up{self._tail()}"))
+            self._up.set_exception(DaskfleetError(failure or f"{how or 'ended before it was up'}{self._tail()}"))
             self._up.exception()
         failure = failure or how
-        self.failure = "" if self.status is Status.closing or not failure else f"{failure}{self._tail()}"
+        self.failure = f"{failure}{self._tail()}" if failure and self.status is not Status.closing else ""
         self.status = Status.closed
         await self._pipe.close()
         self._ended.set()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from daskfleet import config
 from daskfleet.importing import Lazy
-from daskfleet.profiles import LoopSampler, Samples, Tree, add, stack, tree
+from daskfleet.profiles import LoopSampler, Samples, Tree, add, interval, stack, tree
 
 if TYPE_CHECKING:
     from dask import utils
@@ -44,7 +44,7 @@ class Observer:
         self._executor = executor
         self._samples = Samples()
         self._stopped = threading.Event()
-        self._interval = config.seconds("distributed.worker.profile.interval") or 0.01
+        self._interval = interval()
         self.loop = LoopSampler(self._interval, lambda: not self._stopped.is_set())
         if config.get("distributed.worker.profile.enabled"):
             threading.Thread(target=self._sample, name="daskfleet-profile", daemon=True).start()

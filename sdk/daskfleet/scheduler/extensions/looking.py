@@ -7,10 +7,9 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from daskfleet import config
 from daskfleet.dump import without, write_dump
 from daskfleet.http.logs import ring
-from daskfleet.profiles import LoopSampler
+from daskfleet.profiles import LoopSampler, interval
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import join
 from daskfleet.scheduler.state import ClientState, TaskState
@@ -63,8 +62,7 @@ class Looking:
     async def profile(self, client: ClientState, start: float | None, stop: float | None) -> dict[str, Any]:
         """Where this scheduler's own thread has spent its time."""
         if self._sampler is None:
-            interval = config.seconds("distributed.worker.profile.interval") or 0.01
-            self._sampler = LoopSampler(interval, lambda: self._scheduler.status == "running")
+            self._sampler = LoopSampler(interval(), lambda: self._scheduler.status == "running")
         return await asyncio.to_thread(self._sampler.profile, start, stop)
 
     async def dump(
