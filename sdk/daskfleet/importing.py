@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import importlib.machinery
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -46,6 +45,17 @@ class _Watch:
 _watch = _Watch()
 
 
+def _let_go_of_frames() -> None:
+    """dask keeps an ImportError of what it could do without: its traceback has the frames of whoever imported dask
+    first, and in these are all their variables. A task that did would never let go of what it had worked with."""
+    error = vars(sys.modules["dask.widgets"]).get("exception")
+    if isinstance(error, BaseException):
+        error.with_traceback(None)
+
+
+when_imported("dask.widgets", _let_go_of_frames)
+
+
 class _Loader:
     def __init__(self, loader: Any, functions: list[Callable[[], Any]]) -> None:
         self._loader, self._functions = loader, functions
@@ -70,21 +80,12 @@ class Lazy(ModuleType):
     need it yet.
 
     The package comes first, whole. A thread that asks for a part of it holds that part's lock while it waits for the
-    package, and another that imports the package may want just that part: Python then lets one of the two fail. And it
-    is imported in a thread of its own: dask keeps an ImportError it comes across, with it the frames of whoever called,
-    and so their futures.
+    package, and another that imports the package may want just that part: Python then lets one of the two fail.
     """
 
     def __getattr__(self, name: str) -> Any:
         if self.__name__ not in sys.modules:
-            apart = threading.Thread(target=_try_to_import, args=(self.__name__,))
-            apart.start()
-            apart.join()
+            with contextlib.suppress(Exception):  # what fails does so again below, unless the part does without it
+                importlib.import_module(self.__name__.partition(".")[0])
         value = vars(self)[name] = getattr(importlib.import_module(self.__name__), name)
         return value
-
-
-def _try_to_import(name: str) -> None:
-    with contextlib.suppress(Exception):  # whoever needs it tries again, and gets the error
-        importlib.import_module(name.partition(".")[0])
-        importlib.import_module(name)

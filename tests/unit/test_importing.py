@@ -90,6 +90,19 @@ print("right")
     assert run(code) == "right"
 
 
+def test_what_a_function_that_imports_dask_works_with_is_let_go_of():
+    code = """
+import weakref, daskfleet.importing
+class Large: pass
+def compute():
+    large = Large()
+    import dask.array, dask.bag, dask.dataframe, dask.delayed, dask.widgets
+    return weakref.ref(large)
+print(compute()())
+"""
+    assert run(code) == "None"
+
+
 @pytest.mark.parametrize("loaded", [False, True])
 def test_a_function_runs_when_a_module_is_imported(loaded):
     code = (

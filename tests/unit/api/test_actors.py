@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from daskfleet import Actor, Client, LocalCluster, get_client, get_worker
 
+from tests.eventual import eventually
+
 
 class Counter:
     """Counts."""
@@ -87,10 +89,9 @@ def test_actors_in_tasks(client: Client) -> None:
     assert client.submit(make, pure=False).result(timeout=20) == 4
 
 
-def test_an_actor_ends_with_its_last_proxy(client: Client) -> None:
+def actor_ends_with_its_last_proxy(client: Client) -> None:
     counter = client.submit(Counter, actor=True).result(timeout=20)
     address = counter.where().result(timeout=20)[1]
-
     key = counter._key
 
     def is_there(dask_worker: Any) -> bool:
@@ -98,10 +99,24 @@ def test_an_actor_ends_with_its_last_proxy(client: Client) -> None:
 
     assert client.run(is_there, workers=[address])[address]
     del counter
-    deadline = time.monotonic() + 20
-    while client.run(is_there, workers=[address])[address] and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not client.run(is_there, workers=[address])[address]
+    eventually(lambda: not client.run(is_there, workers=[address])[address], 20)
+
+
+def test_an_actor_ends_with_its_last_proxy(client: Client) -> None:
+    actor_ends_with_its_last_proxy(client)
+
+
+def test_the_first_actor_of_a_worker_ends_too_while_it_is_profiled() -> None:
+    """It is the first task, for which dask is imported; dask keeps an error of its import, with the frames it had."""
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.profile(server=True)
+        eventually(
+            lambda: client.gather(client.map(int, range(100), pure=False)) and client.profile(server=True)["count"]
+        )
+        actor_ends_with_its_last_proxy(client)
 
 
 def test_an_actor_is_lost_with_its_worker() -> None:

@@ -74,21 +74,16 @@ def test_processing_and_call_stack(client: Client) -> None:
     future.cancel(force=True)
 
 
-def test_profile_of_the_servers() -> None:
+def test_profile_of_the_servers(client: Client) -> None:
     asked = {"server": {"server": True}, "scheduler": {"scheduler": True}}
-    # A cluster of its own: the sampling, which goes on for an hour, keeps things of others alive for longer.
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        for which, options in asked.items():
-            assert client.profile(**options)["count"] >= 0
-            deadline = time.monotonic() + 30
-            while not (profile := client.profile(**options))["count"] and time.monotonic() < deadline:
-                client.gather(client.map(lambda n: n, range(200), pure=False))
-            assert profile["children"], which
-        assert set(client.profile(server=True, merge_workers=False)) == set(client.nthreads())
-        assert client.profile(scheduler=True, plot=True)[1].save
+    for which, options in asked.items():
+        assert client.profile(**options)["count"] >= 0
+        deadline = time.monotonic() + 30
+        while not (profile := client.profile(**options))["count"] and time.monotonic() < deadline:
+            client.gather(client.map(lambda n: n, range(200), pure=False))
+        assert profile["children"], which
+    assert set(client.profile(server=True, merge_workers=False)) == set(client.nthreads())
+    assert client.profile(scheduler=True, plot=True)[1].save
 
 
 def test_profile(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,15 +320,6 @@ async def test_progress_asynchronous(aclient: Client) -> None:
     assert "3/3 done" in out.getvalue()
 
 
-async def test_profile_of_the_servers_asynchronous() -> None:
-    async with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, asynchronous=True) as cluster,
-        Client(cluster, set_as_default=False, asynchronous=True) as client,
-    ):
-        assert (await client.profile(server=True))["count"] >= 0
-        assert (await client.profile(scheduler=True))["count"] >= 0
-
-
 async def test_looking_asynchronous(cluster: LocalCluster, tmp_path: Path) -> None:
     async with Client(cluster.scheduler_address, security=cluster.security, asynchronous=True) as client:
         future = client.submit(lambda: get_worker().address, key="where", pure=False)
@@ -346,6 +332,8 @@ async def test_looking_asynchronous(cluster: LocalCluster, tmp_path: Path) -> No
         assert await client.call_stack() == {}
         assert (await client.profile())["count"] >= 0
         assert (await client.profile(plot=True))[0]["count"] >= 0
+        assert (await client.profile(server=True))["count"] >= 0
+        assert (await client.profile(scheduler=True))["count"] >= 0
         assert await client.get_worker_logs()
         assert set(await client.get_worker_logs(nanny=True)) == set(await client.nthreads())
         assert set(await client.run(lambda dask_worker: dask_worker.name, nanny=True)) == set(await client.nthreads())
