@@ -1,7 +1,9 @@
 """A worker's folder for temporary files, and those that dead workers have left behind: `Folder`.
 
 A worker that is killed cannot clean up. So each folder has a lock that the system lets go of with its process, and each
-worker that starts removes, of its user and on its host, the folders beside its own whose lock nobody holds.
+worker that starts removes, of its user and on its host, the folders beside its own whose lock nobody holds. It can be
+shared: the worker's nanny holds it, too, as soon as it knows of the folder, so that nobody removes a dead worker's
+before the next has taken it over.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class Folder:
         self.remove = weakref.finalize(self, _remove, self.path, self._lock, os.getpid())
 
     def _take_over(self, path: Path, keep: tuple[str, ...]) -> bool:
-        lock = claim(path)
+        lock = share(path)
         if lock is None:
             return False
         self._lock, self.path = lock, path
@@ -60,7 +62,7 @@ class Folder:
         self._lock = os.open(unnamed / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         os.write(self._lock, socket.gethostname().encode())
         with contextlib.suppress(OSError):  # a file system without locks: nobody will remove it for us
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         self.path = unnamed.with_name(unnamed.name[1:])
         unnamed.rename(self.path)
 
@@ -70,10 +72,8 @@ class Folder:
             return
         _cleaned.add(self.path.parent)
         for path in self.path.parent.glob(f"{PREFIX}*"):
-            if path != self.path and (lock := claim(path)) is not None:
-                logger.info("removing %s, which a worker that was killed has left behind", path)
-                shutil.rmtree(path, ignore_errors=True)
-                os.close(lock)  # not before: nobody is to take over what is being removed
+            if path != self.path and remove_if_dead(path):
+                logger.info("removed %s, which a worker that was killed has left behind", path)
 
 
 def _remove(path: Path, lock: int, pid: int) -> None:
@@ -82,16 +82,29 @@ def _remove(path: Path, lock: int, pid: int) -> None:
         os.close(lock)
 
 
-def claim(path: Path) -> int | None:
-    """The lock of a folder whose worker has died, as a descriptor that is locked until it is closed; None if there is
-    no such folder, or somebody has it."""
+def share(path: Path) -> int | None:
+    """A descriptor that keeps others from removing a folder until it is closed; None if there is no such folder, or
+    somebody is removing it."""
+    return _lock(path, fcntl.LOCK_SH)
+
+
+def remove_if_dead(path: Path) -> bool:
+    """Remove a folder that neither a worker nor its nanny has."""
+    if (lock := _lock(path, fcntl.LOCK_EX)) is None:
+        return False
+    shutil.rmtree(path, ignore_errors=True)
+    os.close(lock)  # not before: nobody is to take over what is being removed
+    return True
+
+
+def _lock(path: Path, kind: int) -> int | None:
     try:
         lock = os.open(path / LOCK, os.O_RDWR)
     except OSError:
         return None  # another user's, or gone by now
     try:
         if os.read(lock, 256) == socket.gethostname().encode():
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), os.stat(path / LOCK)):  # it may have been removed meanwhile
                 return lock
     except OSError:

@@ -25,7 +25,7 @@ from daskfleet.http.logs import ring
 from daskfleet.preload import Preloads
 from daskfleet.protocol.serialize import loads
 from daskfleet.security import Security
-from daskfleet.worker.folder import claim
+from daskfleet.worker.folder import remove_if_dead, share
 from daskfleet.worker.link import AGAIN, Lines, NannyPlugins, pack, say, unpack
 from daskfleet.worker.memory import Thresholds
 
@@ -76,7 +76,7 @@ class Nanny:
         self.pid: int | None = None
         self.worker_address = ""
         self._imported: set[str] = set()
-        self._claim: int | None = None
+        self._folder: int | None = None  # what keeps others from removing that of the worker
         self.deaths = 0
         self.exit_status: int | None = None
         self._failure = ""
@@ -179,7 +179,7 @@ class Nanny:
         finally:
             self.status = "closed"
             self.pid = None
-            self._give_up_claim()
+            self._keep_folder(None)
             if self._up is not None and not self._up.done():
                 self._up.set_exception(DaskfleetError(self._failure or f"worker {self.name} ended before it was up"))
                 self._up.exception()  # whoever waits gets it; nobody has to
@@ -191,7 +191,6 @@ class Nanny:
         self._lines, self._anew = Lines(), False
         with ours:
             process: subprocess.Popen[bytes] | None = None
-            self._give_up_claim()
             if threading.active_count() == 1:
                 self.pid = self._fork(ours, theirs)
             else:
@@ -207,14 +206,17 @@ class Nanny:
                     task.cancel()
                 await asyncio.gather(*watch, return_exceptions=True)
             self._hear(ours)
-            if folder := self.options.get("predecessors_folder"):
-                self._claim = claim(Path(folder))  # nobody is to clean it up before the next worker is there
             return AGAIN if self._anew else status
 
-    def _give_up_claim(self) -> None:
-        if self._claim is not None:
-            os.close(self._claim)
-            self._claim = None
+    def _keep_folder(self, folder: str | None) -> None:
+        """The worker's folder is this one now, which the next worker goes on in if this one is killed."""
+        before, kept = self.options.get("predecessors_folder"), self._folder
+        self.options["predecessors_folder"] = folder
+        self._folder = share(Path(folder)) if folder else None
+        if kept is not None:
+            os.close(kept)
+        if before and before != folder:
+            remove_if_dead(Path(before))
 
     def _fork(self, ours: socket.socket, theirs: socket.socket) -> int:
         from daskfleet.worker.process import become  # before the fork: imported once for all workers
@@ -290,7 +292,8 @@ class Nanny:
             if "failed" in message:
                 self._failure = message["failed"]
                 continue
-            self.worker_address, self.options["predecessors_folder"] = message["address"], message["folder"]
+            self.worker_address = message["address"]
+            self._keep_folder(message["folder"])
             if self.status == "starting":
                 self.status = "running"
             if self._up is not None and not self._up.done():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import daskfleet.worker.folder as folders
-from daskfleet.worker.folder import LOCK, PREFIX, Folder, claim
+from daskfleet import Nanny, Scheduler
+from daskfleet.worker import nanny as nannies
+from daskfleet.worker.folder import LOCK, PREFIX, Folder, remove_if_dead, share
 
 
 def test_it_is_private_and_goes_with_its_owner(tmp_path: Path) -> None:
@@ -65,7 +69,7 @@ def test_a_forked_child_removes_nothing(tmp_path: Path) -> None:
     assert folder.path.exists()
 
 
-def test_a_dead_ones_folder_is_taken_over_once(tmp_path: Path) -> None:
+def test_a_dead_ones_folder_is_taken_over_unless_it_is_being_removed(tmp_path: Path) -> None:
     program = (
         "import os, sys\n"
         "from daskfleet.worker.folder import Folder\n"
@@ -77,16 +81,36 @@ def test_a_dead_ones_folder_is_taken_over_once(tmp_path: Path) -> None:
     )
     said = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True).stdout
     dead = Path(said.strip())
-    claimed = claim(dead)
-    assert claimed is not None and claim(dead) is None
-    other = Folder(str(tmp_path), str(dead), keep=(".pieces",))
-    assert other.path != dead, "somebody is about to take it over, or to remove it"
+    kept = share(dead)
+    assert kept is not None, "as the nanny does, while the worker lives"
+    other = Folder(str(tmp_path))
     other.clean_up_after_others()
-    assert dead.exists()
-    os.close(claimed)
+    assert not remove_if_dead(dead) and dead.exists()
     heir = Folder(str(tmp_path), str(dead), keep=(".pieces",))
+    os.close(kept)
     assert heir.path == dead and {path.name for path in dead.iterdir()} == {LOCK, "one.pieces"}
-    assert Folder(str(tmp_path), str(dead)).path != dead
+    assert not remove_if_dead(dead)
+    removing = os.open(other.path / LOCK, os.O_RDWR)
+    folders.fcntl.flock(other._lock, folders.fcntl.LOCK_UN)
+    folders.fcntl.flock(removing, folders.fcntl.LOCK_EX)
+    assert share(other.path) is None and Folder(str(tmp_path), str(other.path)).path != other.path
+    os.close(removing)
     heir.remove()
     assert not dead.exists()
-    assert Folder(str(tmp_path), str(dead)).path != dead
+    assert share(dead) is None and Folder(str(tmp_path), str(dead)).path != dead
+
+
+async def test_a_killed_workers_folder_is_its_nannys_until_that_ends(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(nannies, "BACKOFF", (60.0, 60.0))  # the next worker does not start
+    async with Scheduler(port=0, dashboard_address=None) as scheduler:
+        async with Nanny(scheduler.address, nthreads=1, local_directory=str(tmp_path)) as nanny:
+            folder = Path(nanny.options["predecessors_folder"])
+            (folder / "spilled").write_bytes(b"data")
+            assert folder.parent == tmp_path and nanny.pid is not None
+            os.kill(nanny.pid, signal.SIGKILL)
+            async with asyncio.timeout(30):
+                while not nanny.deaths:
+                    await asyncio.sleep(0.01)
+            Folder(str(tmp_path)).clean_up_after_others()
+            assert not remove_if_dead(folder) and (folder / "spilled").exists()
+        assert not folder.exists()
