@@ -119,6 +119,8 @@ class Reconciler:
         for _ in range(ROUNDS):
             step = plan(self._store.observed(key), self._now())
             if not await self._apply(key, step.actions):
+                if step.actions:  # refused, perhaps: when to try again is known only now
+                    step = plan(self._store.observed(key), self._now())
                 break
         else:
             self._wake(key)
@@ -223,8 +225,12 @@ class Reconciler:
         except ApiError as error:
             if error.status == 404:
                 return False
-            raise
+            if action.generation is None:
+                raise
+            return self._refused(key, f"{action.kind.name}/{action.name}", error, action.generation)
         self._store.changed(action.kind, answer)
+        if action.generation is not None:
+            self._store.accepted(key, f"{action.kind.name}/{action.name}")
         return True
 
     async def _try_template(self, key: model.Key, action: model.TryTemplate) -> bool:

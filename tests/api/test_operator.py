@@ -204,13 +204,15 @@ def test_a_running_cluster_outlives_an_edit_that_is_refused(lab: Namespace, runn
 def test_pod_security_is_said_before_anything_is_started(kubernetes_api: Any, namespace: str) -> None:
     lab = Namespace(kubernetes_api, namespace)
     lab.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
-    with operator(kubernetes_api.kubeconfig, "--namespace", namespace):
+    with operator(kubernetes_api.kubeconfig, "--namespace", namespace, "--cluster-domain", "corp.example"):
         lab.apply(cluster_manifest("lax", 1))
         failure = in_trouble(lab, "dsk", "lax")
         assert failure["reason"] == "Forbidden" and 'violates PodSecurity "restricted' in failure["message"]
         assert lab.items("pods,deployments") == []
         lab.kubectl("label", "namespace", namespace, "--overwrite", "pod-security.kubernetes.io/enforce=privileged")
-        eventually(lambda: lab.workers("lax-default"), "its worker")
+        (worker,) = eventually(lambda: lab.workers("lax-default"), "its worker")
+        address = f"tcp://lax-scheduler.{namespace}.svc.corp.example:8786"
+        assert environment(worker)["DASK_SCHEDULER_ADDRESS"] == address
         eventually(lambda: lab.condition("dsk", "lax", "ReplicaFailure")["reason"] != "Forbidden", "it to clear")
 
 
@@ -218,13 +220,13 @@ def test_a_quota_is_said_and_obeyed_and_clears(kubernetes_api: Any, namespace: s
     lab = Namespace(kubernetes_api, namespace)
     lab.kubectl("create", "quota", "few", "--hard=pods=3")
     with operator(kubernetes_api.kubeconfig, "--namespace", namespace) as process:
-        lab.apply(cluster_manifest("many", 8))
-        failure = eventually(
-            lambda: (
-                (c := lab.condition("daskworkergroup", "many-default", "ReplicaFailure")).get("status") == "True" and c
-            ),
-            "the condition",
-        )
+        manifest = cluster_manifest("many", 2)
+        for half in ("scheduler", "worker"):  # pods to which nothing happens: nobody but a clock wakes the operator
+            manifest["spec"][half]["spec"]["schedulerName"] = "nobody"
+        lab.apply(manifest)
+        eventually(lambda: len(lab.items("pods")) == 3, "its pods")
+        lab.kubectl("scale", "daskworkergroup", "many-default", "--replicas=8")
+        failure = in_trouble(lab, "daskworkergroup", "many-default")
         assert failure["reason"] == "QuotaExceeded"
         assert "exceeded quota: few" in failure["message"]
         assert process.requests("POST", "pods") < 40
@@ -277,24 +279,33 @@ def test_suspend_takes_the_pods_and_gives_them_back(lab: Namespace, running: Ope
     eventually(lambda: lab.get("deployment", "paused-scheduler")["spec"]["replicas"] == 1, "the scheduler again")
 
 
-def test_an_edit_of_the_cluster_reaches_workers_and_scheduler(lab: Namespace, running: OperatorProcess) -> None:
-    lab.apply(cluster_manifest("edited", 3, image="example.invalid/old:1"))
-    eventually(lambda: len(lab.workers("edited-default")) == 3, "three workers")
-    lab.apply(cluster_manifest("edited", 3, image="example.invalid/new:1"))
-    eventually(
-        lambda: (
-            [p["spec"]["containers"][0]["image"] for p in lab.workers("edited-default")]
-            == ["example.invalid/new:1"] * 3
-        ),
-        "three workers of the new image",
-    )
-    eventually(
-        lambda: (
-            lab.get("deployment", "edited-scheduler")["spec"]["template"]["spec"]["containers"][0]["image"]
-            == "example.invalid/new:1"
-        ),
-        "the scheduler's new image",
-    )
+def test_each_edit_of_the_cluster_reaches_workers_and_scheduler(lab: Namespace, running: OperatorProcess) -> None:
+    manifest = cluster_manifest("edited", 2)
+    lab.apply(manifest)
+    eventually(lambda: len(lab.workers("edited-default")) == 2, "two workers")
+    edits: dict[str, Any] = {
+        "image": "example.invalid/new:1",
+        "args": ["sleep", "5"],
+        "env": [{"name": "EDITED", "value": "yes"}],
+        "resources": {"requests": {"cpu": "3m"}},
+    }
+
+    def reached(spec: dict[str, Any], field: str) -> bool:
+        (container,) = spec["containers"]
+        return bool(container.get(field) == edits[field] or (field == "env" and edits["env"][0] in container["env"]))
+
+    for field, value in edits.items():
+        for half in ("worker", "scheduler"):
+            manifest["spec"][half]["spec"]["containers"][0][field] = value
+        lab.apply(manifest)
+        eventually(
+            lambda f=field: [reached(pod["spec"], f) for pod in lab.workers("edited-default")] == [True] * 2,
+            f"two workers with the edited {field}",
+        )
+        eventually(
+            lambda f=field: reached(lab.get("deployment", "edited-scheduler")["spec"]["template"]["spec"], f),
+            f"the scheduler with the edited {field}",
+        )
 
 
 def test_an_edit_of_the_service_reaches_it(lab: Namespace, running: OperatorProcess) -> None:
@@ -320,7 +331,29 @@ def test_two_autoscalers_on_one_group(lab: Namespace, running: OperatorProcess) 
         "the conflict",
     )
     assert "'first'" in conflict["message"]
+    eventually(lambda: "ConflictingAutoscaler" in lab.events("second"), "the event")
     owned(lab, "daskautoscaler", "first", "DaskCluster/auto")
+    lab.kubectl("delete", "daskautoscaler", "first")
+    eventually(
+        lambda: lab.condition("daskautoscaler", "second", "Ready")["reason"] != "ConflictingAutoscaler", "it to clear"
+    )
+
+
+def test_an_autoscaler_without_its_cluster_or_group_says_so(lab: Namespace, running: OperatorProcess) -> None:
+    head = {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskAutoscaler", "metadata": {"name": "alone"}}
+    lab.apply({**head, "spec": {"cluster": "absent", "workerGroup": "gpu", "minimum": 0, "maximum": 1}})
+
+    def said(reason: str) -> str:
+        condition = lab.condition("daskautoscaler", "alone", "Ready")
+        return condition["message"] if condition["reason"] == reason else ""
+
+    assert "'absent' does not exist" in eventually(lambda: said("ClusterNotFound"), "what is missing")
+    lab.apply(cluster_manifest("absent", 0))
+    assert "no DaskWorkerGroup named 'gpu'" in eventually(lambda: said("WorkerGroupNotFound"), "what is missing then")
+    group = yaml.safe_load((MANIFESTS / "upstream" / "workergroup.yaml").read_text())
+    group["metadata"]["name"], group["spec"]["cluster"] = "absent-gpu", "absent"
+    lab.apply(group)
+    eventually(lambda: said("SchedulerStarting"), "nothing to be missing")
 
 
 def test_a_job_makes_its_cluster_and_runner_and_suspends(lab: Namespace, running: OperatorProcess) -> None:
@@ -347,6 +380,33 @@ def test_a_job_whose_cluster_exists_says_so(lab: Namespace, running: OperatorPro
     said = eventually(lambda: lab.condition("djb", "same", "Complete"), "a condition")
     assert said["reason"] == "ClusterExists"
     assert not lab.get("pod", "same-runner")
+    lab.kubectl("delete", "dsk", "same")
+    eventually(lambda: lab.get("pod", "same-runner"), "its runner, now that the name is free")
+    eventually(lambda: lab.condition("djb", "same", "Complete")["reason"] != "ClusterExists", "it to clear")
+
+
+def test_an_edit_of_a_job_reaches_its_cluster_and_mends_its_runner(lab: Namespace, running: OperatorProcess) -> None:
+    job = yaml.safe_load((MANIFESTS / "upstream" / "job.yaml").read_text())
+    job["metadata"]["name"] = "bad"
+    job["spec"]["cluster"]["spec"]["worker"]["replicas"] = 1
+    containers = [job["spec"]["job"], job["spec"]["cluster"]["spec"]["worker"]]
+    for half in containers:
+        half["spec"]["containers"][0]["image"] = "example.invalid/nothing:1"
+    lab.apply(job)
+    failure = eventually(
+        lambda: (c := lab.condition("djb", "bad", "Complete"))["reason"] == "ImagePullFailed" and c, "the condition"
+    )
+    assert "bad-runner" in failure["message"]
+    eventually(lambda: "ImagePullFailed" in lab.events("bad"), "the event")
+    for half in containers:
+        half["spec"]["containers"][0]["image"] = "example.invalid/other:1"
+    lab.apply(job)
+
+    def images() -> list[str]:
+        pods = [lab.get("pod", "bad-runner"), *lab.workers("bad-default")]
+        return [pod["spec"]["containers"][0]["image"] for pod in pods if pod]
+
+    eventually(lambda: images() == ["example.invalid/other:1"] * 2, "the edited runner and worker")
 
 
 # --- what happens to the operator itself ---------------------------------------------------------------------------

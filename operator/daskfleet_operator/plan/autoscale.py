@@ -16,7 +16,7 @@ from daskfleet_operator.kube.kinds import AUTOSCALER, Json
 from daskfleet_operator.plan import status
 from daskfleet_operator.plan.conditions import Reason, condition, merged
 from daskfleet_operator.plan.groups import replicas_of
-from daskfleet_operator.plan.model import Action, AskTarget, Observed, Resize, StatusWrite, Target
+from daskfleet_operator.plan.model import Action, AskTarget, Event, Observed, Resize, StatusWrite, Target
 
 PERIOD = 0.5  # of the three seconds in which work should bring workers, a pod takes two
 DELAY = 15
@@ -120,9 +120,11 @@ def autoscaler_status(observed: Observed, autoscaler: Json, now: float) -> Statu
     if observed.cluster is None:
         missing = f"the DaskCluster {observed.key.name!r} does not exist in the namespace {observed.key.namespace!r}"
         state = condition(status.READY, False, Reason.CLUSTER_NOT_FOUND, missing, generation)
+    elif group is None and "workerGroup" not in autoscaler["spec"]:
+        message = "the cluster's default worker group is not there yet"
+        state = condition(status.READY, False, Reason.CLUSTER_STARTING, message, generation)
     elif group is None:
-        wanted = autoscaler["spec"].get("workerGroup") or names.default_group_name(observed.key.name)
-        missing = f"the cluster has no DaskWorkerGroup named {wanted!r}"
+        missing = f"the cluster has no DaskWorkerGroup named {autoscaler['spec']['workerGroup']!r}"
         state = condition(status.READY, False, Reason.GROUP_NOT_FOUND, missing, generation)
     elif (other := rival(observed, autoscaler)) is not None:
         message = f"the DaskAutoscaler {other!r} is for the same worker group and is older: this one does nothing"
@@ -137,7 +139,14 @@ def autoscaler_status(observed: Observed, autoscaler: Json, now: float) -> Statu
         state = condition(status.READY, True, Reason.READY, "follows the scheduler's target", generation)
         status_fields |= {"workerGroup": group["metadata"]["name"], "replicas": replicas_of(group)}
     status_fields["conditions"] = merged(old.get("conditions"), [state], now)
-    return StatusWrite(AUTOSCALER, name, status_fields, status.news(old, status_fields))
+    return StatusWrite(AUTOSCALER, name, status_fields, _news(old, state))
+
+
+def _news(old: Json, state: Json) -> tuple[Event, ...]:
+    """An event for what does not pass by itself, when it is new."""
+    known = any(item["reason"] == state["reason"] for item in old.get("conditions") or ())
+    lasting = state["reason"] in (Reason.CLUSTER_NOT_FOUND, Reason.GROUP_NOT_FOUND, Reason.CONFLICTING_AUTOSCALER)
+    return (Event(True, state["reason"], state["message"]),) if lasting and not known else ()
 
 
 def _mending(said: str) -> str:

@@ -23,6 +23,9 @@ class Reason(StrEnum):
     WORKERS_STARTING = "WorkersStarting"
     SCALING_DOWN = "ScalingDown"
     ROLLING = "Rolling"
+    CLUSTER_STARTING = "ClusterStarting"
+    RUNNER_STARTING = "RunnerStarting"
+    RUNNING = "Running"
     BALANCER_PENDING = "LoadBalancerPending"
     SUSPENDED = "Suspended"
     # trouble that a user can mend

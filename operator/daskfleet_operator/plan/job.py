@@ -5,6 +5,9 @@
 The cluster carries the job's name and belongs to it, and so does the runner pod. A runner that fails is made anew, up
 to ``spec.backoffLimit`` times (0 by default, as in dask-kubernetes) with growing delays; when it has ended for good the
 cluster is deleted and the runner is kept for its logs, until ``ttlSecondsAfterFinished`` removes the job and all of it.
+
+An edit of the job's cluster is handed down to that, and rolls it. An edit of the runner reaches one that has not
+started, or that fails and is restarted by the kubelet: it is made anew. One that works is left to its work.
 """
 
 from __future__ import annotations
@@ -15,7 +18,18 @@ from daskfleet_operator.kube.objects import Pod, parse_time
 from daskfleet_operator.plan import backoff as wait
 from daskfleet_operator.plan import scheduler, status, templates, tls, trial
 from daskfleet_operator.plan.conditions import Reason, condition, merged, timestamp
-from daskfleet_operator.plan.model import Action, Backoff, Create, Delete, DeletePod, Event, Observed, StatusWrite
+from daskfleet_operator.plan.model import (
+    Action,
+    Backoff,
+    Create,
+    Delete,
+    DeletePod,
+    Event,
+    Forget,
+    Observed,
+    Patch,
+    StatusWrite,
+)
 
 SUCCESSFUL = "Successful"
 FAILED = "Failed"
@@ -39,16 +53,54 @@ def plan_job(observed: Observed, job: Json, now: float) -> tuple[list[Action], f
         return actions, scheduler.retry_at(observed, job)
     if not belongs(observed.cluster, job):
         return actions, None
+    followed, wake_at = _follow(observed, job, observed.cluster, now)
+    actions += followed
     pod = runner(observed, job)
     failures = int(old.get("failed", 0))
     if pod is None:
+        name = names.runner_name(observed.key.name)
         allowed_at = wait.until(Backoff(failures, parse_time(old.get("lastFailureTime")) or 0.0))
-        if failures and now < allowed_at:
-            return actions, allowed_at
-        actions.append(Create(POD, names.runner_name(observed.key.name), runner_pod(observed, job)))
+        allowed_at = max(allowed_at, scheduler.attempt_at(observed.memory.refusals.get(f"{POD.name}/{name}"), job))
+        if now < allowed_at:
+            return actions, allowed_at if wake_at is None else min(allowed_at, wake_at)
+        actions.append(Create(POD, name, runner_pod(observed, job)))
     elif pod.phase == "Failed" and failures <= limit(job) and counted(old, pod) and not pod.deleting:
         actions.append(DeletePod(pod, "failed, and another attempt is left"))
-    return actions, None
+    elif outdated(job, pod) and (pod.phase == "Pending" or status.in_trouble(pod, now)) and not pod.deleting:
+        actions.append(DeletePod(pod, "it does not work, and its template was edited"))
+    return actions, wake_at
+
+
+def _follow(observed: Observed, job: Json, cluster: Json, now: float) -> tuple[list[Action], float | None]:
+    """Hand down to the cluster what was edited in the job."""
+    noted, what = cluster["metadata"].get("annotations") or {}, f"{CLUSTER.name}/{observed.key.name}"
+    refusal = observed.memory.refusals.get(what)
+    if "deletionTimestamp" in cluster["metadata"]:
+        return [], None
+    if noted.get(names.TEMPLATE) == cluster_hash(job):
+        return ([Forget(what)] if refusal is not None else []), None
+    if now < (at := scheduler.attempt_at(refusal, job)):
+        return [], at
+    changes = [
+        {"op": "replace", "path": "/spec", "value": job["spec"]["cluster"]["spec"]},
+        {"op": "add", "path": "/metadata/annotations", "value": {**noted, names.TEMPLATE: cluster_hash(job)}},
+    ]
+    return [Patch(CLUSTER, observed.key.name, changes, job["metadata"].get("generation", 0))], None
+
+
+def cluster_hash(job: Json) -> str:
+    """Fingerprint of what the job's cluster is made from."""
+    return templates.fingerprint(job["spec"]["cluster"]["spec"])
+
+
+def runner_hash(job: Json) -> str:
+    """Fingerprint of what the runner is made from."""
+    return templates.fingerprint(job["spec"]["job"])
+
+
+def outdated(job: Json, pod: Pod) -> bool:
+    """Whether the runner was made from what the job said before."""
+    return pod.template not in ("", runner_hash(job))
 
 
 def limit(job: Json) -> int:
@@ -116,7 +168,7 @@ def job_cluster(observed: Observed, job: Json) -> Json:
             "name": name,
             "namespace": observed.key.namespace,
             "labels": labels,
-            "annotations": annotations,
+            "annotations": {**annotations, names.TEMPLATE: cluster_hash(job)},
             "ownerReferences": [templates.owner_reference(JOB, job)],
         },
         "spec": job["spec"]["cluster"]["spec"],
@@ -147,7 +199,7 @@ def runner_pod(observed: Observed, job: Json) -> Json:
             "name": names.runner_name(key.name),
             "namespace": key.namespace,
             "labels": labels,
-            "annotations": annotations,
+            "annotations": {**annotations, names.TEMPLATE: runner_hash(job)},
             "ownerReferences": [templates.owner_reference(JOB, job)],
         },
         "spec": spec,
@@ -174,7 +226,7 @@ def job_status(observed: Observed, job: Json, now: float) -> StatusWrite:
         state = condition(COMPLETE, False, Reason.SUSPENDED, "spec.suspend is true", generation)
     else:
         state = _progress(observed, job, pod, new, now)
-        trouble = _trouble(observed, pod, now)
+        trouble = _trouble(observed, job, pod, now)
         if trouble is not None and new["jobStatus"] not in (SUCCESSFUL, FAILED):
             state = condition(COMPLETE, False, trouble[0], trouble[1], generation)
             events = () if _had(old, trouble[0]) else (Event(True, trouble[0], trouble[1]),)
@@ -200,15 +252,18 @@ def _had(old: Json, reason: Reason) -> bool:
     return any(item["reason"] == reason for item in old.get("conditions") or ())
 
 
-def _trouble(observed: Observed, pod: Pod | None, now: float) -> tuple[Reason, str] | None:
-    refusal = observed.memory.refusals.get(f"Pod/{names.runner_name(observed.key.name)}")
-    others = (trial.RUNNER, f"DaskCluster/{observed.key.name}")
-    found = status.refusal_trouble(refusal)
-    for what in others:
-        found = found or status.refusal_trouble(observed.memory.refusals.get(what))
-    if found is None and pod is not None and not pod.finished:
-        found = status.pods_trouble([pod], now)
-    return found
+def _trouble(observed: Observed, job: Json, pod: Pod | None, now: float) -> tuple[Reason, str] | None:
+    """What keeps the runner or, if nothing does, the cluster from working."""
+    for what in (
+        f"{POD.name}/{names.runner_name(observed.key.name)}",
+        trial.RUNNER,
+        f"{CLUSTER.name}/{observed.key.name}",
+    ):
+        refusal = observed.memory.refusals.get(what)
+        if scheduler.holds(refusal, job):
+            return status.refusal_trouble(refusal)
+    found = None if pod is None or pod.finished else status.pods_trouble([pod], now)
+    return found or (None if observed.cluster is None else status.cluster_trouble(observed, now))
 
 
 def _progress(observed: Observed, job: Json, pod: Pod | None, new: Json, now: float) -> Json:
@@ -216,13 +271,13 @@ def _progress(observed: Observed, job: Json, pod: Pod | None, new: Json, now: fl
     generation = job["metadata"].get("generation", 0)
     if observed.cluster is None:
         new["jobStatus"] = "JobCreated"
-        return condition(COMPLETE, False, Reason.SCHEDULER_STARTING, "the cluster is being made", generation)
+        return condition(COMPLETE, False, Reason.CLUSTER_STARTING, "the cluster is being made", generation)
     new["clusterName"] = observed.key.name
     if pod is None:
         new["jobStatus"] = "ClusterCreated"
-        return condition(COMPLETE, False, Reason.SCHEDULER_STARTING, "the runner is being made", generation)
+        return condition(COMPLETE, False, Reason.RUNNER_STARTING, "the runner is being made", generation)
     new["jobRunnerPodName"] = pod.name
-    if pod.phase == "Failed":
+    if pod.phase == "Failed" and not (pod.deleting and outdated(job, pod)):
         why = pod.trouble[1] if pod.trouble else f"pod {pod.name} failed"
         if new.get("lastFailedPod") != pod.uid:
             new |= {
@@ -243,6 +298,6 @@ def _progress(observed: Observed, job: Json, pod: Pod | None, new: Json, now: fl
     if pod.phase == "Running":
         new["jobStatus"] = "Running"
         new.setdefault("startTime", timestamp(now))
-        return condition(COMPLETE, False, Reason.WORKERS_STARTING, "the runner runs", generation)
+        return condition(COMPLETE, False, Reason.RUNNING, "the runner runs", generation)
     new["jobStatus"] = "ClusterCreated"
-    return condition(COMPLETE, False, Reason.WORKERS_STARTING, "the runner is starting", generation)
+    return condition(COMPLETE, False, Reason.RUNNER_STARTING, "the runner is starting", generation)

@@ -162,11 +162,15 @@ class CreateWorkers:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Change fields of an object: a merge patch (a dict) or a JSON patch (a list)."""
+    """Change fields of an object: a merge patch (a dict) or a JSON patch (a list).
+
+    With the `generation` of the resource that it is done for, a refusal is remembered and not raised.
+    """
 
     kind: Kind
     name: str
     body: Json | list[Json]
+    generation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

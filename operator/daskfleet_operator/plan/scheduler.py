@@ -60,19 +60,29 @@ def plan_scheduler(observed: Observed, cluster: Json, may_start: bool, may_roll:
     return actions
 
 
+def holds(refusal: Refusal | None, owner: Json) -> bool:
+    """Whether the API server has refused what the owner asks for now, and not what it asked for before an edit."""
+    return refusal is not None and refusal.generation == owner["metadata"].get("generation", 0)
+
+
+def attempt_at(refusal: Refusal | None, owner: Json) -> float:
+    """When to try to make an object: at once after an edit, else with growing delays after each refusal."""
+    if refusal is None or not holds(refusal, owner):
+        return 0.0
+    return backoff.until(Backoff(refusal.count, refusal.last), LONGEST_REFUSED)
+
+
 def may_attempt(refusal: Refusal | None, owner: Json, now: float) -> bool:
-    """Whether to try to make an object: at once after an edit, else with growing delays after each refusal."""
-    if refusal is None or refusal.generation != owner["metadata"].get("generation", 0):
-        return True
-    return now >= backoff.until(Backoff(refusal.count, refusal.last), LONGEST_REFUSED)
+    """Whether it is time to."""
+    return now >= attempt_at(refusal, owner)
 
 
 def retry_at(observed: Observed, owner: Json) -> float | None:
     """When the first of the cluster's refused objects may be tried again."""
     times = [
-        backoff.until(Backoff(refusal.count, refusal.last), LONGEST_REFUSED)
+        attempt_at(refusal, owner)
         for name, refusal in observed.memory.refusals.items()
-        if not name.startswith("Pod/") and refusal.generation == owner["metadata"].get("generation", 0)
+        if not name.startswith("Pod/") and holds(refusal, owner)
     ]
     return min(times, default=None)
 

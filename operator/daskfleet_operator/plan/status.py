@@ -82,7 +82,7 @@ def pods_trouble(pods: Sequence[Pod], now: float) -> Trouble | None:
 
 def _failure(trouble: Trouble | None, generation: int) -> Json:
     if trouble is None:
-        return condition(FAILURE, False, Reason.NO_FAILURE, "", generation)
+        return condition(FAILURE, False, Reason.NO_FAILURE, "nothing keeps the pods from running", generation)
     return condition(FAILURE, True, trouble[0], trouble[1], generation)
 
 
@@ -140,13 +140,20 @@ def _group_ready(
         return condition(READY, False, Reason.SUSPENDED, "spec.suspend of the cluster is true", generation)
     count = f"{ready} of {replicas} workers are ready"
     if outdated:
-        return condition(READY, False, Reason.ROLLING, f"{outdated} workers have an older template", generation)
+        return _rolling(f"{outdated} of {len(active)} workers", trouble, generation)
     if ready < replicas:
         reason, message = (trouble[0], f"{count}: {trouble[1]}") if trouble else (Reason.WORKERS_STARTING, count)
         return condition(READY, False, reason, message, generation)
     if len(active) > replicas or retiring:
         return condition(READY, True, Reason.SCALING_DOWN, "workers are being retired", generation)
     return condition(READY, True, Reason.READY, count, generation)
+
+
+def _rolling(stale: str, trouble: Trouble | None, generation: int) -> Json:
+    """Not ready while an edit is on its way: waiting for ``Ready`` after one waits for its end."""
+    message = f"still of the older template: {stale}"
+    reason, message = (trouble[0], f"{message}; {trouble[1]}") if trouble else (Reason.ROLLING, message)
+    return condition(READY, False, reason, message, generation)
 
 
 # --- the cluster ---------------------------------------------------------------------------------------------------
@@ -159,14 +166,16 @@ def cluster_status(observed: Observed, cluster: Json, now: float) -> StatusWrite
     default = names.default_group_name(observed.key.name)
     workers = [pod for pod in observed.pods if pod.component == names.WORKER and not pod.deleting]
     active = [pod for pod in workers if pod.group == default and pod.retire_since is None and not pod.finished]
-    trouble = scheduler_trouble(observed, now) or next(
-        (found for group in observed.groups if (found := group_trouble(observed, group, now))), None
-    )
+    trouble = cluster_trouble(observed, now)
     scheduler_state = _scheduler_condition(observed, cluster, now)
     wanted = sum(replicas_of(group) for group in observed.groups)
+    stale = _stale(observed, cluster, workers)
+    ready = {**scheduler_state, "type": READY}
+    if scheduler_state["status"] == "True":
+        ready = _rolling(stale, trouble, generation) if stale else _cluster_ready(workers, wanted, trouble, generation)
     conditions = [
         scheduler_state,
-        _cluster_ready(scheduler_state, workers, wanted, trouble, generation),
+        ready,
         _failure(trouble, generation),
     ]
     labels = {names.CLUSTER_LABEL: observed.key.name, names.COMPONENT_LABEL: names.WORKER, names.GROUP_LABEL: default}
@@ -181,10 +190,31 @@ def cluster_status(observed: Observed, cluster: Json, now: float) -> StatusWrite
     return StatusWrite(CLUSTER, observed.key.name, status, news(old, status))
 
 
+def cluster_trouble(observed: Observed, now: float) -> Trouble | None:
+    """What keeps the scheduler or, if nothing does, workers from running."""
+    return scheduler_trouble(observed, now) or next(
+        (found for group in observed.groups if (found := group_trouble(observed, group, now))), None
+    )
+
+
+def _stale(observed: Observed, cluster: Json, workers: Sequence[Pod]) -> str:
+    """What an edit has not reached yet."""
+    if adopting(cluster):
+        return ""
+    wanted = {group["metadata"]["name"]: pod_hash(cluster, group) for group in observed.groups}
+    active = [pod for pod in workers if pod.retire_since is None and not pod.finished]
+    outdated = sum(pod.template != wanted.get(pod.group, pod.template) for pod in active)
+    known = observed.deployment
+    return ", ".join(
+        [f"{outdated} of {len(active)} workers"] * (outdated > 0)
+        + ["the scheduler"] * (known is not None and known.template != scheduler.scheduler_hash(cluster))
+    )
+
+
 def phase(observed: Observed, cluster: Json, now: float) -> str:
-    """dask-kubernetes' word for how far the cluster is."""
+    """dask-kubernetes' word for how far the cluster is. An edit that is refused is no error of one that runs."""
     trouble = scheduler_trouble(observed, now)
-    if trouble is not None and trouble[0] in FATAL:
+    if trouble is not None and trouble[0] in FATAL and not _complete(observed, cluster):
         return "Error"
     if scheduler.suspended(cluster):
         return "Suspended"
@@ -193,6 +223,13 @@ def phase(observed: Observed, cluster: Json, now: float) -> str:
     if observed.deployment is None or observed.service is None:
         return "Created"
     return "Running" if scheduler_ready(observed) and not observed.service.awaits_balancer else "Pending"
+
+
+def _complete(observed: Observed, cluster: Json) -> bool:
+    """Whether there is all that clients need."""
+    uid, default = cluster["metadata"]["uid"], names.default_group_name(observed.key.name)
+    ours = all(it is not None and it.owner == uid for it in (observed.deployment, observed.service))
+    return ours and scheduler_ready(observed) and any(group["metadata"]["name"] == default for group in observed.groups)
 
 
 def scheduler_trouble(observed: Observed, now: float) -> Trouble | None:
@@ -210,8 +247,9 @@ def scheduler_trouble(observed: Observed, now: float) -> Trouble | None:
         f"Secret/{names.token_secret_name(observed.key.name)}",
         f"Secret/{observed.cluster and tls.secret_name(observed.cluster)}",
     ):
-        if trouble := refusal_trouble(observed.memory.refusals.get(what)):
-            return trouble
+        refusal = observed.memory.refusals.get(what)
+        if observed.cluster is not None and scheduler.holds(refusal, observed.cluster):
+            return refusal_trouble(refusal)
     for known, kind in ((observed.deployment, "Deployment"), (observed.service, "Service")):
         if known is not None and known.owner is None:
             message = f"a {kind} named {name!r} exists and does not belong to this DaskCluster: rename one of them"
@@ -249,11 +287,7 @@ def _scheduler_condition(observed: Observed, cluster: Json, now: float) -> Json:
     return condition(SCHEDULER_READY, True, Reason.READY, "the scheduler runs", generation)
 
 
-def _cluster_ready(
-    scheduler_state: Json, workers: Sequence[Pod], wanted: int, trouble: Trouble | None, generation: int
-) -> Json:
-    if scheduler_state["status"] != "True":
-        return {**scheduler_state, "type": READY}
+def _cluster_ready(workers: Sequence[Pod], wanted: int, trouble: Trouble | None, generation: int) -> Json:
     ready = sum(pod.ready and pod.retire_since is None for pod in workers)
     count = f"{ready} of {wanted} workers are ready"
     if ready >= wanted:

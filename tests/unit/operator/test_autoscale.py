@@ -131,8 +131,13 @@ def test_of_two_for_one_group_the_older_works_and_the_other_says_so() -> None:
     state = observed(autoscalers=(second, first))
     actions, _ = autoscale.plan_autoscalers(state, cluster(), NOW)
     assert actions == [model.AskTarget("1", "5s")]
-    (state_of_second,) = autoscale.autoscaler_status(state, second, NOW).status["conditions"]
+    told = autoscale.autoscaler_status(state, second, NOW)
+    (state_of_second,) = told.status["conditions"]
     assert state_of_second["reason"] == "ConflictingAutoscaler" and "'1'" in state_of_second["message"]
+    assert [event.reason for event in told.events] == ["ConflictingAutoscaler"]
+    again = replace(state, autoscalers=(second | {"status": told.status}, first))
+    assert autoscale.autoscaler_status(again, again.autoscalers[0], NOW).events == ()
+    assert autoscale.autoscaler_status(state, first, NOW).events == ()
 
 
 def test_a_missing_group_is_named() -> None:

@@ -10,7 +10,7 @@ from daskfleet_operator.kube.objects import Pod
 from daskfleet_operator.plan import job, model, trial
 from daskfleet_operator.plan.conditions import timestamp
 from daskfleet_operator.plan.model import Memory, Observed
-from operator_builders import KEY, NOW, Json, cluster, pod
+from operator_builders import KEY, NOW, Json, cluster, group, pod
 
 
 def daskjob(status: Json | None = None, **spec: Any) -> Json:
@@ -30,11 +30,13 @@ def daskjob(status: Json | None = None, **spec: Any) -> Json:
 def own_cluster() -> Json:
     made = cluster()
     made["metadata"]["ownerReferences"] = [{"uid": "job-uid", "controller": True}]
+    made["metadata"]["annotations"] = {names.TEMPLATE: job.cluster_hash(daskjob())}
     return made
 
 
 def runner(**facts: Any) -> Pod:
-    return pod("c-runner", component=names.JOB_RUNNER, group="", owner="job-uid", template="", **facts)
+    template = job.runner_hash(daskjob())
+    return pod("c-runner", component=names.JOB_RUNNER, group="", owner="job-uid", template=template, **facts)
 
 
 def seen(j: Json, *pods: Pod, with_cluster: Json | None = None) -> Observed:
@@ -141,3 +143,60 @@ def test_suspended_it_has_neither_cluster_nor_runner() -> None:
     assert [type(action) for action in actions] == [model.DeletePod, model.Delete]
     assert status(suspended)["jobStatus"] == "Suspended"
     assert plan(suspended) == []
+
+
+def edited(**spec: Any) -> Json:
+    """The job after an edit of its runner and its cluster."""
+    made = daskjob(**spec)
+    made["metadata"]["generation"] = 2
+    made["spec"]["job"] = {"spec": {"containers": [{"name": "job", "image": "new"}]}}
+    made["spec"]["cluster"] = {"spec": cluster(5)["spec"]}
+    return made
+
+
+def test_an_edit_reaches_the_cluster_and_a_runner_that_does_not_work() -> None:
+    mine = own_cluster()
+    (handed,) = plan(edited(), runner(), with_cluster=mine)  # a runner that works is left to its work
+    assert isinstance(handed, model.Patch) and isinstance(handed.body, list)
+    assert handed.body[0] == {"op": "replace", "path": "/spec", "value": cluster(5)["spec"]}
+    mine["metadata"]["annotations"] = handed.body[1]["value"]
+    assert plan(edited(), runner(), with_cluster=mine) == []
+    for facts in ({"phase": "Pending", "ready": False}, {"trouble": ("CrashLoop", "it fell")}):
+        (action,) = plan(edited(), runner(**facts), with_cluster=mine)
+        assert isinstance(action, model.DeletePod)
+        leaving = runner(**facts, deleting=True)
+        assert plan(edited(), leaving, with_cluster=mine) == []
+        ended = replace(leaving, phase="Failed")
+        assert status(edited(), ended, with_cluster=mine)["jobStatus"] == "ClusterCreated"  # no attempt was used up
+    assert plan(daskjob(), runner(phase="Pending", ready=False), with_cluster=own_cluster()) == []
+
+
+def test_what_the_api_server_refuses_is_tried_again_and_forgotten_when_it_is_taken_back() -> None:
+    def told(j: Json, c: Json, **refusals: model.Refusal) -> Observed:
+        return replace(seen(j, with_cluster=c), memory=Memory(refusals={f"{k}/c": r for k, r in refusals.items()}))
+
+    refused = model.Refusal("Invalid", "security cannot be changed", NOW, 1, 2)
+    state = replace(told(edited(), own_cluster(), DaskCluster=refused), pods=(runner(),))
+    assert job.plan_job(state, edited(), NOW) == ([], NOW + 1)
+    assert len(job.plan_job(state, edited(), NOW + 1)[0]) == 1
+    (said,) = job.job_status(state, edited(), NOW).status["conditions"]
+    assert said["message"] == "security cannot be changed"
+    (forgotten,) = job.plan_job(state, daskjob(), NOW)[0]
+    assert forgotten == model.Forget("DaskCluster/c")
+    quota = model.Refusal("Forbidden", "exceeded quota", NOW, 1, 1)
+    waiting = replace(seen(daskjob(), with_cluster=own_cluster()), memory=Memory(refusals={"Pod/c-runner": quota}))
+    assert job.plan_job(waiting, daskjob(), NOW) == ([], NOW + 1)
+    assert len(job.plan_job(waiting, daskjob(), NOW + 1)[0]) == 1
+
+
+def test_what_is_wrong_with_its_cluster_is_said_of_the_job() -> None:
+    broken = pod("c-default-worker-1", ready=False, trouble=("ImagePullFailed", "no such image"))
+    state = replace(seen(daskjob(), runner(), broken, with_cluster=own_cluster()), groups=(group(),))
+    told = job.job_status(state, daskjob(), NOW)
+    (said,) = told.status["conditions"]
+    assert (said["reason"], said["message"], told.status["jobStatus"]) == (
+        "ImagePullFailed",
+        "no such image",
+        "Running",
+    )
+    assert [event.reason for event in told.events] == ["ImagePullFailed"]

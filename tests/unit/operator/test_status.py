@@ -128,6 +128,34 @@ def test_phases() -> None:
     assert status.phase(observed(c), cluster(suspend=True), NOW) == "Suspended"
 
 
+def test_an_edit_that_is_refused_is_no_error_of_a_cluster_that_runs_and_no_trouble_after_the_next_edit() -> None:
+    memory = model.Memory(
+        scheduler_answers="c-scheduler-x-uid",
+        refusals={"Template/scheduler": model.Refusal("Invalid", "no such volume", NOW, 1, 2)},
+    )
+    edited, taken_back = cluster(), cluster()
+    edited["metadata"]["generation"], taken_back["metadata"]["generation"] = 2, 3
+    edited["spec"]["scheduler"]["spec"]["containers"][0]["image"] = "new"
+    workers = (scheduler_pod(), pod(), pod())
+    write = of_cluster(replace(observed(memory=memory), cluster=edited, pods=workers))
+    assert write.status["phase"] == "Running"
+    assert conditions(write)["ReplicaFailure"]["message"] == "no such volume"
+    ready = conditions(write)["Ready"]
+    assert (
+        ready["status"] == "False" and ready["message"] == "still of the older template: the scheduler; no such volume"
+    )
+    write = of_cluster(replace(observed(memory=memory), cluster=taken_back, pods=workers))
+    assert {it["type"] for it in write.status["conditions"] if it["status"] == "True"} == {"SchedulerReady", "Ready"}
+
+
+def test_a_cluster_is_not_ready_while_an_edit_is_on_its_way() -> None:
+    state = observed(pods=(pod(), pod(), pod(template="old"), pod(template="old", retire_since=NOW)))
+    for write in (of_group(state), of_cluster(state)):
+        ready = conditions(write)["Ready"]
+        assert (ready["status"], ready["reason"]) == ("False", "Rolling")
+        assert ready["message"] == "still of the older template: 1 of 3 workers"
+
+
 def test_a_scheduler_that_answers_counts_before_the_kubelet_says_so() -> None:
     state = replace(observed(), pods=(scheduler_pod(ready=False),))
     assert status.scheduler_ready(state)
