@@ -8,7 +8,6 @@ has waited for `SECONDS` in vain goes back to the system, provided that somebody
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import time
@@ -47,11 +46,8 @@ def expire() -> bool:
 
 
 def _map(size: int) -> mmap.mmap:
-    mapped = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-    return mapped
+    # Shared memory, which is the default, takes half as long again to touch; and huge pages are quicker at times only.
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _find(size: int) -> mmap.mmap | None:

@@ -30,13 +30,16 @@ OUT_OF_BAND = 16 * 1024
 MAX_FRAME = 1 << 40
 #: So many buffers a frame may have at most: their table of lengths must fit into the scratch buffer.
 MAX_BUFFERS = 16 * 1024
+#: Bytes of a header at most: its length has 32 bits.
+MAX_HEADER = (1 << 32) - 1
 
 Message = tuple[Any, ...]
 Buffer = bytes | bytearray | memoryview
 
 _EXT_BUFFER = 1
-_EXT_INLINE = 2
+_EXT_PIECE = 2
 _EXT_COMPRESSED = 3
+_PIECE = struct.Struct("<QQ")
 _COMPRESSED = struct.Struct("<IQ")
 
 
@@ -65,14 +68,18 @@ def encode(messages: list[Message], codec: str | None = None) -> list[Buffer]:
     ------
     TypeError
         If a message holds something that msgpack cannot say.
+    OverflowError
+        If what is in the header takes more than `MAX_HEADER` bytes.
     """
     buffers: list[memoryview] = []
+    rest = bytearray()  # all those over the number that a frame may have
 
     def default(value: Any) -> Any:
         if type(value) is Raw:
             view = memoryview(value.buffer).cast("B")
-            if len(buffers) == MAX_BUFFERS:
-                return msgpack.ExtType(_EXT_INLINE, view.tobytes())
+            if len(buffers) == MAX_BUFFERS - 1:
+                rest.extend(view)
+                return msgpack.ExtType(_EXT_PIECE, _PIECE.pack(len(rest) - len(view), len(rest)))
             if codec is not None and (shorter := compression.compress(codec, view)) is not None:
                 buffers.append(memoryview(shorter))
                 what = _COMPRESSED.pack(len(buffers) - 1, len(view)) + codec.encode()
@@ -84,6 +91,13 @@ def encode(messages: list[Message], codec: str | None = None) -> list[Buffer]:
         raise TypeError(f"cannot send {type(value).__name__} in a message: {value!r:.100}")
 
     header: bytes = msgpack.packb(messages, default=default)
+    if len(header) > MAX_HEADER:
+        raise OverflowError(
+            f"{len(header) / 1e9:.1f} GB in pieces under {OUT_OF_BAND // 1024} KiB are too many for one message: "
+            "join them, into one array for instance, or divide them among several tasks"
+        )
+    if rest:
+        buffers.append(memoryview(rest))
     if not buffers:
         return [HEAD.pack(len(header), 0) + header]
     sizes = struct.pack(f"<{len(buffers)}Q", *[len(buffer) for buffer in buffers])
@@ -94,8 +108,9 @@ def _decode(header: memoryview, buffers: list[memoryview], compressed: bool) -> 
     def ext_hook(code: int, data: bytes) -> Any:
         if code == _EXT_BUFFER:
             return buffers[struct.unpack("<I", data)[0]]
-        if code == _EXT_INLINE:
-            return memoryview(bytearray(data))
+        if code == _EXT_PIECE:
+            start, end = _PIECE.unpack(data)
+            return memoryview(bytearray(buffers[-1][start:end]))
         if code == _EXT_COMPRESSED and compressed:
             index, size = _COMPRESSED.unpack_from(data)
             return compression.restore(data[_COMPRESSED.size :].decode(), buffers[index], size)

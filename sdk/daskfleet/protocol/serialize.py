@@ -33,6 +33,8 @@ def dumps(value: Any) -> Serialized:
         If neither pickle nor cloudpickle can store it; the message names the type and the reason.
     """
     buffers: list[pickle.PickleBuffer] = []
+    if type(value) is bytes and len(value) >= OUT_OF_BAND:
+        value = _Bytes(value)
     try:
         blob = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
         by_value = _needs_value(blob)
@@ -44,6 +46,16 @@ def dumps(value: Any) -> Serialized:
     if not buffers and len(blob) < OUT_OF_BAND:
         return blob
     return (Raw(blob) if len(blob) >= OUT_OF_BAND else blob, *map(_buffer, buffers))
+
+
+class _Bytes:
+    """Bytes that are not to be copied into the pickle."""
+
+    def __init__(self, value: bytes) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytes, (pickle.PickleBuffer(self.value),)
 
 
 def dumps_by_value(value: Any) -> bytes:
@@ -98,7 +110,27 @@ def loads(serialized: Serialized) -> Any:
         blob, buffers = _unwrap(serialized), []
     if type(blob) is bytes and blob.find(b".", 0, len(blob) - 1) < 0:  # the last byte of each pickle is a dot
         return pickle.loads(blob, buffers=buffers)
-    return _Unpickler(io.BytesIO(blob), buffers=buffers).load()
+    stream = io.BytesIO(blob) if type(blob) is bytes else _Stream(blob)  # neither copies
+    return _Unpickler(stream, buffers=buffers).load()
+
+
+class _Stream:
+    """A buffer as a file. The unpickler reads large strings straight to where they stay, the rest by 64 KiB."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        self._rest = memoryview(buffer)
+
+    def read(self, n: int) -> bytes:
+        piece, self._rest = self._rest[:n], self._rest[n:]
+        return bytes(piece)
+
+    def readinto(self, target: memoryview) -> int:
+        n = min(len(target), len(self._rest))
+        target[:n], self._rest = self._rest[:n], self._rest[n:]
+        return n
+
+    def readline(self) -> bytes:
+        raise pickle.UnpicklingError("a pickle of protocol 0, which is none of ours")
 
 
 class _Unpickler(pickle.Unpickler):

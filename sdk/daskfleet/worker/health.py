@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from daskfleet import config
 from daskfleet.worker import heap
-from daskfleet.worker.memory import MemoryMonitor, resident_memory
+from daskfleet.worker.memory import MemoryMonitor, own_memory, resident_memory
 
 if TYPE_CHECKING:
     from daskfleet.worker.server import Worker
@@ -35,10 +35,10 @@ async def watch_memory(worker: Worker, monitor: MemoryMonitor) -> None:
         resident = resident_memory()
         if resident > SHORT * monitor.limit:  # what is merely kept for reuse is not to be spilled for
             heap.give_back()
-            resident = resident_memory()
+            resident = own_memory()
         paused = monitor.look(resident)
         if paused != worker.machine.paused:
-            used = 100 * resident_memory() // monitor.limit
+            used = 100 * own_memory() // monitor.limit
             logger.warning("%s: %d %% of the memory limit is in use", "pausing" if paused else "resuming", used)
             worker.machine.paused = paused
             if worker._scheduler is not None and worker.status == "running":

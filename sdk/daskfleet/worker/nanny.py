@@ -27,7 +27,7 @@ from daskfleet.protocol.serialize import loads
 from daskfleet.security import Security
 from daskfleet.worker.folder import remove_if_dead, share
 from daskfleet.worker.link import AGAIN, Lines, NannyPlugins, pack, say, unpack
-from daskfleet.worker.memory import Thresholds
+from daskfleet.worker.memory import Thresholds, own_memory, resident_memory
 
 logger = logging.getLogger(__name__)
 
@@ -334,15 +334,14 @@ class Nanny:
     async def _watch_memory(self, pid: int) -> None:
         if not self.memory_limit or not self._terminate:
             return
-        page, statm = os.sysconf("SC_PAGE_SIZE"), Path(f"/proc/{pid}/statm")
-        while statm.exists():
+        most = self._terminate * self.memory_limit
+        while True:
             await asyncio.sleep(WATCH)
             with contextlib.suppress(OSError, IndexError):
-                resident = int(statm.read_text().split()[1]) * page
-                if resident > self._terminate * self.memory_limit:
+                if resident_memory(pid) > most and (used := own_memory(pid)) > most:
                     logger.warning(
                         "worker %s (pid %d) uses %.2f GB, over %d %% of its limit of %.2f GB: killing it",
-                        self.name, pid, resident / 1e9, self._terminate * 100, self.memory_limit / 1e9,
+                        self.name, pid, used / 1e9, self._terminate * 100, self.memory_limit / 1e9,
                     )  # fmt: skip
                     self._over_memory = True
                     os.kill(pid, signal.SIGKILL)

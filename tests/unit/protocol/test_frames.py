@@ -9,6 +9,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+from daskfleet.protocol import frames
 from daskfleet.protocol.frames import HEAD, MAX_BUFFERS, SCRATCH, FrameReader, ProtocolError, Raw, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,10 +78,19 @@ def test_received_buffers_can_be_written_to() -> None:
         assert buffer.nbytes == size
 
 
-def test_more_buffers_than_a_frame_may_have() -> None:
-    many = [Raw(bytes([n % 256])) for n in range(MAX_BUFFERS + 10)]
-    [[(_, received)]] = feed(FrameReader(), wire([("m", many)]), iter(lambda: 60_000, None))
-    assert [bytes(buffer) for buffer in received] == [bytes([n % 256]) for n in range(MAX_BUFFERS + 10)]
+@pytest.mark.parametrize("more", [-1, 0, 1, 10])
+def test_more_buffers_than_a_frame_may_have(more: int) -> None:
+    many = [bytes([n % 256]) * (n % 3) for n in range(MAX_BUFFERS + more)]
+    [[(_, received)]] = feed(FrameReader(), wire([("m", [Raw(part) for part in many])]), iter(lambda: 60_000, None))
+    assert [bytes(buffer) for buffer in received] == many
+    assert all(buffer.nbytes == len(buffer.obj) for buffer in received), "none keeps the others alive"
+
+
+def test_a_header_that_its_length_cannot_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "MAX_HEADER", 1000)
+    with pytest.raises(OverflowError, match="pieces under 16 KiB are too many for one message: join them"):
+        encode([("m", [bytes(100)] * 10)])
+    assert encode([("m", Raw(bytes(2000)))])
 
 
 def test_numbers_of_numpy_travel_as_numbers() -> None:

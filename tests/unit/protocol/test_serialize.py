@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 import cloudpickle
 import numpy as np
@@ -53,6 +54,26 @@ def test_what_came_off_the_wire_is_sent_on_as_it_is() -> None:
     value = b"x" * (2 * OUT_OF_BAND)
     received = tuple(memoryview(part.buffer) if type(part) is Raw else part for part in dumps(value))
     assert loads(join(received)) == value
+
+
+@pytest.mark.parametrize("kind", ["bytes", "a list of bytes", "text"])
+def test_memory_that_large_objects_take_on_their_way(kind: str) -> None:
+    """What is sent is not copied where it need not be, and what is received only to where it stays."""
+    piece = b"x" * (4 << 20)
+    value = {"bytes": piece, "a list of bytes": [piece[:-n] for n in range(1, 4)], "text": piece.decode()}[kind]
+    size = len(pickle.dumps(value))
+    tracemalloc.start()
+    try:
+        parts = dumps(value)
+        assert kind != "bytes" or tracemalloc.get_traced_memory()[1] < size / 10
+        received = tuple(memoryview(bytearray(part.buffer)) if type(part) is Raw else part for part in parts)
+        del parts
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        assert loads(join(received)) == value
+        assert tracemalloc.get_traced_memory()[1] - before < (2.1 if kind == "text" else 1.1) * size
+    finally:
+        tracemalloc.stop()
 
 
 def test_functions_of_main_travel_by_value() -> None:

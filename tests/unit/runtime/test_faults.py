@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import psutil
 import pytest
 from dask._task_spec import Task, TaskRef
 from daskfleet import CancelledError, Client, LocalCluster, Scheduler, Worker, wait
@@ -116,25 +117,26 @@ def test_a_task_that_prints_a_gigabyte_is_neither_stuck_nor_kept(tmp_path: Path)
     assert total > 1000 * MEGABYTE and tail.endswith(b"the end\n")
 
 
-def test_a_result_of_more_than_two_gigabytes_arrives_whole(client: Client) -> None:
-    """Over what 31 bits count, in one piece: lengths on every way are of 64."""
-    size = (1 << 31) + 4096
+def test_a_result_of_more_than_four_gigabytes_moves_and_arrives_whole(client: Client) -> None:
+    """Over what 32 bits count, in one piece: lengths on every way are of 64."""
+    size = (1 << 32) + 4096
 
     def large(size: int) -> numpy.ndarray:
         data = numpy.zeros(size, "u1")  # never touched: pages of zeros cost nothing
         data[0], data[-1] = 1, 2
         return data
 
-    def free_memory() -> int:
-        with open("/proc/meminfo") as lines:
-            return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    def ends(data: numpy.ndarray) -> tuple[int, int, int]:
+        return len(data), int(data[0]), int(data[-1])
 
-    if free_memory() < 4 * size:
-        pytest.skip(f"needs {4 * size >> 30} GiB of free memory")
-    future = client.submit(large, size)
-    value = future.result(timeout=100)
-    assert len(value) == size and value[0] == 1 and value[-1] == 2
-    del value, future
+    smallest = min(info["memory_limit"] for info in client.scheduler_info()["workers"].values())
+    if psutil.virtual_memory().available < 3 * size or smallest < 2 * size:
+        pytest.skip(f"needs {3 * size >> 30} GiB of free memory, and workers that may have {2 * size >> 30}")
+    here, there = client.scheduler_info()["workers"]
+    future = client.submit(large, size, workers=[here], pure=False)
+    assert client.submit(ends, future, workers=[there]).result(timeout=100) == (size, 1, 2)
+    assert ends(future.result(timeout=100)) == (size, 1, 2)
+    del future
     assert still_works(client)
 
 

@@ -1,6 +1,7 @@
 """A worker with little memory: results go to disk and come back, and it is ended above its limit."""
 
 import os
+import time
 
 import numpy
 import psutil
@@ -54,8 +55,24 @@ def test_more_results_than_memory(client):
         pass
 
 
-def test_a_task_that_eats_all_memory_is_named_and_others_go_on(client):
-    greedy = client.submit(lambda: len(bytearray(2 * LIMIT).replace(b"\0", b"x")), key="greedy")
-    with pytest.raises(KilledWorker, match="greedy"):
-        greedy.result(timeout=60)
-    assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+def test_a_spilled_result_larger_than_the_limit_is_read_without_a_restart(client):
+    """Pages of its file are the system's to take back: they are not the worker's memory."""
+    deaths = client.run(os.getpid)
+    large = client.submit(numpy.zeros, LIMIT + PIECE, "u1", pure=False)  # never touched: made in no memory
+    wait(large, timeout=60)
+    assert client.submit(lambda data: int(data[:: 1 << 12].sum()), large).result(timeout=60) == 0
+    value = large.result(timeout=60)
+    assert len(value) == LIMIT + PIECE and not value[:: 1 << 12].any()
+    client.submit(time.sleep, 0.5).result(timeout=60)  # longer than it takes to be looked at
+    assert client.run(os.getpid) == deaths
+
+
+def test_a_task_that_returns_more_than_its_worker_may_have_is_named_and_others_go_on(client):
+    """Four gigabytes where a gigabyte is allowed, on a smaller scale; another client's tasks all finish."""
+    with Client(client.cluster, set_as_default=False) as other:
+        slow = other.map(lambda i: time.sleep(0.01) or i, range(200))
+        greedy = client.submit(lambda: numpy.ones(4 * LIMIT, "u1"), key="greedy")
+        with pytest.raises(KilledWorker, match=r"'greedy' was running on 4 workers .* Does it need more memory"):
+            greedy.result(timeout=60)
+        assert other.gather(slow) == list(range(200))
+        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
