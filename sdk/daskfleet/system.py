@@ -6,11 +6,14 @@ import contextlib
 import functools
 import math
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 #: Open files that are enough for a scheduler of tens of thousands of workers. Not what the system allows at most: that
 #: may be a billion, and there are programs that close each number that could be a file before they start another.
 FILES = 1 << 16
+
+ROOT = Path("/")
 
 
 def allow_many_files() -> None:
@@ -25,33 +28,52 @@ def allow_many_files() -> None:
 
 
 @functools.cache
-def memory_limit() -> int:
-    """Bytes of memory this process may use: the machine's, or less if a cgroup (v1 or v2) says so."""
+def memory_limit(root: Path = ROOT) -> int:
+    """Bytes of memory this process may use: the machine's, or less if a cgroup (v1 or v2) above it says so."""
     import psutil
 
     limit: int = psutil.virtual_memory().total
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = _read(path)
-        if text.isdecimal() and 0 < int(text) < limit:
-            limit = int(text)
+    for folder in _cgroups("memory", root):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _read(folder / name)
+            if text.isdecimal() and 0 < int(text) < limit:
+                limit = int(text)
     return limit
 
 
 @functools.cache
-def cpu_count() -> int:
-    """Threads worth starting: the processors we may run on, or fewer if a cgroup quota says so; at least 1."""
+def cpu_count(root: Path = ROOT) -> int:
+    """Threads worth starting: the processors we may run on, or fewer if a cgroup's quota says so; at least 1."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    if not quota:
-        quota, period = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    if quota.isdecimal() and period.isdecimal() and int(period):
-        count = min(count, math.ceil(int(quota) / int(period)))
+    for folder in _cgroups("cpu", root):
+        quota, _, period = _read(folder / "cpu.max").partition(" ")
+        if not quota:
+            quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+        if quota.isdecimal() and period.isdecimal() and int(period):
+            count = min(count, math.ceil(int(quota) / int(period)))
     return max(count, 1)
 
 
-def _read(path: str) -> str:
+def _cgroups(controller: str, root: Path) -> Iterator[Path]:
+    """Where this process's cgroup and all above it are, whichever of these can be seen: each sets a limit. A container
+    mostly sees its own as the topmost, by another path than the one it is told."""
+    own = {"": "/", controller: "/"}  # of version 2, and of version 1
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        own |= {name: path for name in controllers.split(",") if name in own}
+    mounted = root / "sys/fs/cgroup"
+    for top, path in ((mounted, own[""]), (mounted / "unified", own[""]), (mounted / controller, own[controller])):
+        folder = top
+        yield folder
+        for part in PurePosixPath(path).parts[1:]:
+            if part != "..":  # of a parent that cannot be seen from here
+                folder = folder / part
+                yield folder
+
+
+def _read(path: Path) -> str:
     try:
-        return Path(path).read_text().strip()
+        return path.read_text().strip()
     except OSError:
         return ""
 
