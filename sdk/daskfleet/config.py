@@ -114,9 +114,16 @@ def _interpret(text: str) -> Any:
     return {"none": None, "null": None, "false": False, "true": True}.get(text.lower(), text)
 
 
-def seconds(key: str) -> float | None:
-    """A setting that is a time, such as ``"5 minutes"`` or a number of seconds; None for never."""
-    value = get(key)
+def seconds(key: str, given: float | str | None = None) -> float | None:
+    """A setting that is a time, such as ``"5 minutes"`` or a number of seconds, unless one is `given`; None for
+    never."""
+    return as_seconds(get(key) if given is None else given)
+
+
+def as_seconds(value: Any) -> float | None:
+    """A time as users write it: seconds, a text such as ``"5 minutes"``, a timedelta, or None."""
+    if hasattr(value, "total_seconds"):
+        return float(value.total_seconds())
     if not isinstance(value, str):
         return None if value is None else float(value)
     return parse_seconds(value)

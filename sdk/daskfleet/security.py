@@ -76,6 +76,15 @@ class Security:
         return cls(token=new_token())
 
     @classmethod
+    def of(cls, given: Security | dict[str, Any] | bool | None) -> Security | None:
+        """What a constructor's ``security=`` may be: one, its parameters, or True for `temporary` with a token."""
+        if given is True:
+            return cls.temporary(token=new_token())
+        if isinstance(given, dict):
+            return cls(**given)
+        return given or None
+
+    @classmethod
     def temporary(cls, **options: Any) -> Security:
         """A `Security` with a certificate of its own, in memory only, that all roles show: TLS for one cluster.
 

@@ -126,6 +126,7 @@ def _scheduler(options: dict[str, Any]) -> tuple[Scheduler, Security]:
         protocol=options["protocol"] or ("tls" if guard.encrypted else "tcp"),
         dashboard_address=options["dashboard_address"] if options["dashboard"] else None,
         security=guard,
+        http_prefix=options["dashboard_prefix"],
         idle_timeout=_seconds("--idle-timeout", options["idle_timeout"]),
         preload=options["preload"] or None,
         preload_argv=options["preload_argv"],
@@ -139,9 +140,6 @@ async def serve(stop: asyncio.Event, scheduler: Scheduler, guard: Security, opti
 
     try:
         await scheduler.start()
-        if scheduler.http is not None:
-            prefix = options["dashboard_prefix"].strip("/")
-            scheduler.http.mounts.prefix = f"/{prefix}" if prefix else ""
         if options["jupyter"]:
             serve_jupyter(scheduler, guard)
         if options["scheduler_file"]:

@@ -209,7 +209,7 @@ def _settings(scheduler: str | None, options: dict[str, Any], count: int) -> dic
         "preload": options["preload"] or None,
         "preload_argv": options["preload_argv"],
         "dashboard_address": options["dashboard_address"] if options["dashboard"] else None,
-        "dashboard_prefix": options["dashboard_prefix"],
+        "http_prefix": options["dashboard_prefix"],
         "scheduler_sni": options["scheduler_sni"],
     }
 

@@ -55,7 +55,7 @@ class Core(Link):
         timeout: float | str | None = None,
         set_as_default: bool = True,
         scheduler_file: str | None = None,
-        security: Security | None = None,
+        security: Security | dict[str, Any] | bool | None = None,
         asynchronous: bool = False,
         name: str | None = None,
         direct_to_workers: bool | None = None,
@@ -69,7 +69,7 @@ class Core(Link):
             super().__init__(asyncio.get_running_loop() if asynchronous else shared_loop())
         self.id = f"{name or 'Client'}-{uuid.uuid4()}"
         self.cluster: Any = None
-        self.security = security
+        self.security = Security.of(security)
         self._own_cluster = False
         self._timeout = seconds(timeout if timeout is not None else _configured_timeout()) or 0.0
         self._direct = direct_to_workers
@@ -120,10 +120,15 @@ class Core(Link):
         if target is None:
             from daskfleet.deploy.local import LocalCluster
 
-            target = await LocalCluster(asynchronous=self._asynchronous, loop=self.loop, **self._kwargs)
+            options = {"security": self.security, **self._kwargs}
+            target = await LocalCluster(asynchronous=self._asynchronous, loop=self.loop, **options)
             self._own_cluster = True
         elif self._kwargs:
-            raise TypeError(f"Client() got unexpected keyword arguments {', '.join(sorted(self._kwargs))}")
+            names = ", ".join(f"{name}=" for name in sorted(self._kwargs))
+            raise TypeError(
+                f"Client() takes no {names} when it connects to a cluster that is there: a LocalCluster takes them, "
+                "which a Client without an address makes"
+            )
         if not isinstance(target, str):
             self.cluster = target
             self.security = self.security or getattr(target, "security", None)

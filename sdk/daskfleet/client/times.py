@@ -9,9 +9,7 @@ from daskfleet import config
 
 def seconds(timeout: float | str | None) -> float | None:
     """Seconds, from a number or a text such as ``"10s"``; None for no limit."""
-    if timeout is None or isinstance(timeout, (int, float)):
-        return timeout
-    return config.parse_seconds(timeout)
+    return config.as_seconds(timeout)
 
 
 def due(timeout: float | str | None) -> float | None:

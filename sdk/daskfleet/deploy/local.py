@@ -21,6 +21,7 @@ from daskfleet.deploy import registry
 from daskfleet.deploy.cluster import Log, Logs
 from daskfleet.deploy.sized import Sized
 from daskfleet.exceptions import DaskfleetError
+from daskfleet.options import WITHOUT_EFFECT, refuse
 from daskfleet.scheduler.server import Scheduler
 from daskfleet.security import Security
 from daskfleet.worker.server import Worker
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds for the workers to come up.
 TIMEOUT = 30.0
+#: Parameters of distributed's, which workers are not to be asked about.
+NOT_TAKEN = frozenset({"blocked_handlers", "services", "worker_services", "service_kwargs"}) | WITHOUT_EFFECT
 
 
 def shape(n_workers: int | None, threads_per_worker: int | None, processes: bool, cpus: int) -> tuple[int, int]:
@@ -62,7 +65,7 @@ class LocalCluster(Sized):
     memory_limit
         For each worker, as `Worker` has it.
     security
-        By default a fresh token.
+        A `Security`, or True for certificates made for this cluster; by default a fresh token.
     worker_class
         Instead of `Worker`, of which it is a subclass.
     **worker_kwargs
@@ -79,15 +82,15 @@ class LocalCluster(Sized):
         self,
         n_workers: int | None = None,
         threads_per_worker: int | None = None,
-        processes: bool = True,
+        processes: bool | None = None,
         *,
         name: str | None = None,
-        host: str = "127.0.0.1",
+        host: str | None = None,
         scheduler_port: int = 0,
         dashboard_address: str | None = ":8787",
         worker_dashboard_address: str | None = None,
         memory_limit: str | float | None = "auto",
-        security: Security | None = None,
+        security: Security | dict[str, Any] | bool | None = None,
         protocol: str | None = None,
         interface: str | None = None,
         asynchronous: bool = False,
@@ -97,13 +100,16 @@ class LocalCluster(Sized):
         scheduler_kwargs: dict[str, Any] | None = None,
         **worker_kwargs: Any,
     ) -> None:
+        host = host or worker_kwargs.pop("ip", None) or "127.0.0.1"
+        processes = processes is not False
+        refuse("LocalCluster", {name: worker_kwargs.pop(name) for name in NOT_TAKEN & worker_kwargs.keys()})
         if worker_class is not None and not (isinstance(worker_class, type) and issubclass(worker_class, Worker)):
             raise ValueError(f"worker_class={worker_class!r}: expected a subclass of daskfleet.Worker")
         super().__init__(
             name=name or f"LocalCluster-{uuid.uuid4().hex[:8]}",
             asynchronous=asynchronous,
             loop=loop,
-            security=security or Security.with_token(),
+            security=Security.of(security) or Security.with_token(),
         )
         self._n_workers, self.threads_per_worker = shape(n_workers, threads_per_worker, processes, system.cpu_count())
         self.processes, self._worker_class = processes, worker_class

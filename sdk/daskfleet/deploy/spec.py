@@ -33,6 +33,7 @@ from daskfleet.deploy.process import ProcessInterface, failure_of, load_class, t
 from daskfleet.deploy.scheduler_link import LocalLink, RemoteLink, SchedulerLink
 from daskfleet.deploy.status import Status
 from daskfleet.exceptions import DaskfleetError
+from daskfleet.options import refuse
 from daskfleet.scheduler.server import Scheduler
 from daskfleet.security import Security
 
@@ -71,6 +72,10 @@ class SpecCluster(PlannedCluster):
     shutdown_on_close
         Whether `close` ends the processes. Otherwise they go on (those that do not live in this process), and
         `from_name` finds them.
+    shutdown_scheduler
+        True, as in distributed.
+    **others
+        Parameters of distributed's: without effect, or refused with what to do instead (`daskfleet.options`).
 
     Examples
     --------
@@ -94,11 +99,16 @@ class SpecCluster(PlannedCluster):
         worker: dict[str, Any] | None = None,
         asynchronous: bool = False,
         loop: Any = None,
-        security: Security | None = None,
+        security: Security | dict[str, Any] | bool | None = None,
         silence_logs: Any = False,
         name: str | None = None,
         shutdown_on_close: bool = True,
+        shutdown_scheduler: bool = True,
+        **others: Any,
     ) -> None:
+        refuse(type(self).__name__, others)
+        if not shutdown_scheduler:
+            raise TypeError("a scheduler does not outlive its workers here; shutdown_on_close=False leaves them all")
         entry = _adopting.get()
         if entry is not None:
             name, security = entry.name, security or entry.security
@@ -106,7 +116,7 @@ class SpecCluster(PlannedCluster):
             name=name or f"{type(self).__name__}-{uuid.uuid4().hex[:8]}",
             asynchronous=asynchronous,
             loop=loop,
-            security=security or Security.with_token(),
+            security=Security.of(security) or Security.with_token(),
         )
         if silence_logs:
             logging.getLogger("daskfleet").setLevel(silence_logs)

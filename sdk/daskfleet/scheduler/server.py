@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
-from daskfleet import config
+from daskfleet import config, options
 from daskfleet.comm import Listener, Pool, listen
 from daskfleet.comm.addresses import DEFAULT_SCHEDULER_PORT, interface_ip
 from daskfleet.exceptions import NoValidWorker
@@ -51,17 +51,27 @@ class Scheduler(Peers):
     ----------
     host, port, interface, protocol
         Where to listen: every interface and port 8786 by default; port 0 takes a free one.
-    dashboard_address
-        ``[host]:port`` of the HTTP server, ``":8787"`` by default; None for none.
+    dashboard_address, dashboard
+        ``[host]:port`` of the HTTP server, ``":8787"`` by default; None, or ``dashboard=False``, for none.
+    http_prefix
+        Path before the HTTP server's, such as ``"/dask"``, behind a proxy.
     security
         Token and TLS certificates; by default from the environment and dask's configuration.
     idle_timeout
-        Seconds without work after which it closes, ``distributed.scheduler.idle-timeout`` by default; 0 for never.
+        Seconds, or a text such as ``"1 hour"``, without work after which it closes,
+        ``distributed.scheduler.idle-timeout`` by default; 0 for never.
+    worker_ttl
+        Seconds, or a text, after which a worker that says nothing is given up, ``distributed.scheduler.worker-ttl`` by
+        default; 0 for never.
     allowed_failures
         Workers that may die as they run a task before it is given up, ``distributed.scheduler.allowed-failures`` by
         default.
     preload, preload_argv
         Code to run as it starts (`daskfleet.preload`), and arguments for it.
+    plugins
+        What it is to tell of all that happens.
+    **others
+        Parameters of distributed's: without effect, or refused with what to do instead (`daskfleet.options`).
 
     Attributes
     ----------
@@ -74,17 +84,23 @@ class Scheduler(Peers):
     def __init__(
         self,
         *,
-        host: str = "",
+        host: str | None = "",
         port: int = DEFAULT_SCHEDULER_PORT,
         interface: str | None = None,
-        protocol: str = "tcp",
+        protocol: str | None = None,
         dashboard_address: str | None = ":8787",
-        security: Security | None = None,
-        idle_timeout: float | None = None,
+        dashboard: bool | None = None,
+        http_prefix: str | None = None,
+        security: Security | dict[str, Any] | None = None,
+        idle_timeout: float | str | None = None,
+        worker_ttl: float | str | None = None,
         allowed_failures: int | None = None,
         preload: str | Sequence[str] | None = None,
         preload_argv: Sequence[str] | None = None,
+        plugins: Sequence[SchedulerPlugin] = (),
+        **others: Any,
     ) -> None:
+        options.refuse("Scheduler", others)
         super().__init__(
             SchedulerState(
                 allowed_failures=config.get("distributed.scheduler.allowed-failures")
@@ -95,22 +111,21 @@ class Scheduler(Peers):
                 stealing=config.get("distributed.scheduler.work-stealing"),
             )
         )
-        self._worker_ttl = config.seconds("distributed.scheduler.worker-ttl") or math.inf
+        self._worker_ttl = config.seconds("distributed.scheduler.worker-ttl", worker_ttl) or math.inf
         self._no_workers_timeout = config.seconds("distributed.scheduler.no-workers-timeout")
         self._unrunnable: dict[TaskState, float] = {}
         self._full_from: float | None = None
-        self.security = security or Security()
+        self.security = Security.of(security) or Security()
         self.status = "init"
-        self.idle_timeout = (
-            config.seconds("distributed.scheduler.idle-timeout") if idle_timeout is None else idle_timeout
-        )
+        self.idle_timeout = config.seconds("distributed.scheduler.idle-timeout", idle_timeout)
         self._idle_with_clients = bool(config.get("distributed.scheduler.idle-with-clients"))
         self._idle_from: float | None = time.monotonic()  # whose clock nobody sets
         self.started = time.time()
-        self.dashboard_address = dashboard_address
+        self.dashboard_address = None if dashboard is False else dashboard_address
+        self._dashboard_prefix = (http_prefix or "").strip("/")
         self.http: Any = None
-        self._host = interface_ip(interface) if interface else host
-        self._port, self._scheme = port, protocol
+        self._host = interface_ip(interface) if interface else host or ""
+        self._port, self._scheme = port, protocol or "tcp"
         self._listener: Listener | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._finished = asyncio.Event()
@@ -121,6 +136,7 @@ class Scheduler(Peers):
         self.preloads = Preloads(self, preload, preload_argv, "scheduler")
         extensions.install(self)
         self.plugins.back_up(self.extensions["backup"])
+        self._first_plugins = plugins
 
     def __repr__(self) -> str:
         state = self.state
@@ -145,6 +161,9 @@ class Scheduler(Peers):
             from daskfleet.scheduler.http import serve
 
             self.http = await serve(self, self.dashboard_address)
+            self.http.mounts.prefix = f"/{self._dashboard_prefix}" if self._dashboard_prefix else ""
+        for plugin in self._first_plugins:
+            await self.plugins.add(plugin, plugin_name(plugin), False)
         await self.preloads.start()
         self.status = "running"
         self._spawn(self._tick())

@@ -47,6 +47,8 @@ class Nanny:
 
     Parameters
     ----------
+    worker_port
+        Another name of the worker's `port`; the nanny has none of its own.
     env
         Environment variables for the worker's process.
     worker_class
@@ -58,7 +60,9 @@ class Nanny:
     def __init__(
         self,
         scheduler_address: str | None = None,
+        scheduler_port: int | None = None,
         *,
+        worker_port: int | range | None = None,
         env: dict[str, str] | None = None,
         preload_nanny: str | Sequence[str] | None = None,
         preload_nanny_argv: Sequence[str] | None = None,
@@ -67,6 +71,10 @@ class Nanny:
         if options.get("name") is None:
             options["name"] = f"worker-{uuid.uuid4().hex[:8]}"
         options["name"] = str(options["name"])
+        if scheduler_port is not None:
+            scheduler_address = f"{scheduler_address}:{scheduler_port}"
+        if worker_port is not None:
+            options["port"] = worker_port
         self.options = {"scheduler_address": scheduler_address, **options}
         nthreads = options.get("nthreads") or system.cpu_count()
         self.memory_limit = system.parse_memory_limit(options.get("memory_limit", "auto"), nthreads)

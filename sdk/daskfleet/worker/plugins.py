@@ -32,9 +32,12 @@ class WorkerPlugins:
                 await self._worker.nanny.plugin_add(name, bytes(blob))
             return
         await self.remove(kind, name)
-        plugin = loads(blob)
+        await self.put(loads(blob), name, bytes(blob))
+
+    async def put(self, plugin: WorkerPlugin, name: str, blob: bytes = b"") -> None:
+        """Set up a plugin that is here, and came as `blob` if it came from elsewhere."""
         await call(plugin.setup, self._worker)
-        self.own[name], self._blobs[name] = plugin, bytes(blob)
+        self.own[name], self._blobs[name] = plugin, blob
         self._watch()
 
     async def add_all(self, rows: Sequence[tuple[str, str, Buffer]]) -> None:

@@ -59,8 +59,6 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
     pipe.setblocking(False)
     options = dict(options)
     predecessor, folder = options.pop("predecessor", ""), options.pop("predecessors_folder", None)
-    worker: Worker = options.pop("worker_class", Worker)(**options)
-    heap.keep_freed_memory(worker.memory_limit)
 
     def leave() -> None:
         tasks.append(loop.create_task(worker.close_gracefully(reason="told to stop")))
@@ -69,11 +67,18 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
         logger.warning("the nanny is gone, so this worker ends")
         os._exit(1)
 
+    nanny = WorkerEnd(pipe, orphaned)
+    try:
+        worker: Worker = options.pop("worker_class", Worker)(**options)
+    except (TypeError, ValueError, OSError) as error:
+        await nanny.say({"failed": str(error)})
+        return HOPELESS
+    heap.keep_freed_memory(worker.memory_limit)
     tasks: list[asyncio.Task[None]] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave)
     worker.predecessor, worker.predecessors_folder = predecessor, folder
-    worker.nanny = nanny = WorkerEnd(pipe, orphaned)
+    worker.nanny = nanny
 
     def imported(name: str) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed

@@ -13,12 +13,13 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from daskfleet import config, system
+from daskfleet import config, options, system
 from daskfleet import scheduler_file as files
 from daskfleet.comm import Connection, Listener, Pool, listen, parse_address, reach
 from daskfleet.comm.addresses import interface_ip, own_ip
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.http.logs import ring
+from daskfleet.plugins import WorkerPlugin, plugin_name
 from daskfleet.preload import Preloads
 from daskfleet.protocol.frames import Message
 from daskfleet.protocol.serialize import dumps, dumps_by_value
@@ -47,8 +48,8 @@ class Worker:
 
     Parameters
     ----------
-    scheduler_address
-        Such as ``tcp://10.0.0.1:8786``.
+    scheduler_address, scheduler_port
+        Such as ``tcp://10.0.0.1:8786``, or a host and a port.
     scheduler_file
         File that says so instead (``dask-scheduler --scheduler-file``), now and whenever the scheduler has been lost:
         it may have been started anew on another host.
@@ -67,9 +68,17 @@ class Worker:
     resources
         Amounts of abstract resources, such as ``{"GPU": 2}``, that tasks may ask for.
     death_timeout
-        Seconds after which it gives up on a scheduler that does not answer; None for never.
+        Seconds, or a text such as ``"1 minute"``, after which it gives up on a scheduler that does not answer; None for
+        never.
+    dashboard_address, dashboard, http_prefix
+        ``[host]:port`` of an HTTP server with health and metrics, or ``dashboard=True`` for one on any port; by default
+        none. The path before its own.
     preload, preload_argv
         Code to run as it starts (`daskfleet.preload`), and arguments for it.
+    plugins
+        To be set up as it starts.
+    **others
+        Parameters of distributed's: without effect, or refused with what to do instead (`daskfleet.options`).
 
     Notes
     -----
@@ -79,33 +88,40 @@ class Worker:
     def __init__(
         self,
         scheduler_address: str | None = None,
+        scheduler_port: int | None = None,
         *,
         scheduler_file: str | None = None,
         nthreads: int | None = None,
         name: str | int | None = None,
-        host: str = "",
-        port: int | range = 0,
+        host: str | None = "",
+        port: int | range | None = 0,
         interface: str | None = None,
         protocol: str | None = None,
         contact_address: str | None = None,
         memory_limit: str | float | None = "auto",
         resources: dict[str, float] | None = None,
         local_directory: str | None = None,
-        security: Security | None = None,
-        death_timeout: float | None = None,
+        security: Security | dict[str, Any] | None = None,
+        death_timeout: float | str | None = None,
         dashboard_address: str | None = None,
-        dashboard_prefix: str | None = None,
+        dashboard: bool | None = None,
+        http_prefix: str | None = None,
         scheduler_sni: str | None = None,
         preload: str | Sequence[str] | None = None,
         preload_argv: Sequence[str] | None = None,
+        plugins: Sequence[WorkerPlugin] = (),
+        **others: Any,
     ) -> None:
-        self.security = security or Security()
+        options.refuse("Worker", others)
+        self.security = Security.of(security) or Security()
         if scheduler_address is None:
             if scheduler_file is None:
                 raise ValueError("a worker needs the scheduler's address, or a scheduler_file that has it")
             info = files.read(scheduler_file)
             scheduler_address = info.address
-            self.security = info.secured(security) or self.security
+            self.security = info.secured(Security.of(security)) or self.security
+        if scheduler_port is not None:
+            scheduler_address = f"{scheduler_address}:{scheduler_port}"
         self.scheduler_file = scheduler_file
         self.scheduler_address = str(parse_address(scheduler_address))
         self.nthreads = nthreads or system.cpu_count()
@@ -114,7 +130,7 @@ class Worker:
         self.resources = resources or {
             name: float(amount) for name, amount in config.get("distributed.worker.resources").items()
         }
-        self.death_timeout = death_timeout
+        self.death_timeout = config.as_seconds(death_timeout)
         self.status = "init"
         self.address = ""
         self.scheduler_id = ""
@@ -126,10 +142,10 @@ class Worker:
         self.machine = WorkerMachine(self.nthreads, self.resources)
         self._remembered: dict[Any, Any] | None = None  # rows, for a scheduler that comes after this one
         self.local_directory = local_directory
-        self.dashboard_address = dashboard_address
-        self._dashboard_prefix, self._sni = dashboard_prefix, scheduler_sni
-        self._host = interface_ip(interface) if interface else host
-        self._port, self._contact = port, contact_address
+        self.dashboard_address = dashboard_address or (":0" if dashboard else None)
+        self._dashboard_prefix, self._sni = (http_prefix or "").strip("/"), scheduler_sni
+        self._host = interface_ip(interface) if interface else host or ""
+        self._port, self._contact = port or 0, contact_address
         self._scheme = protocol or parse_address(scheduler_address).scheme
         self._scheduler: Connection | None = None
         self._listener: Listener | None = None
@@ -146,6 +162,7 @@ class Worker:
         self._data = Data(self)
         Answers(self)
         self.plugins = WorkerPlugins(self)
+        self._first_plugins = plugins
         self.preloads = Preloads(self, preload, preload_argv, "worker")
         self.actors = Actors(self)
         self.pieces = Shelf()
@@ -195,8 +212,10 @@ class Worker:
             from daskfleet.worker.http import serve
 
             self._http = await serve(self, self.dashboard_address)
-            self._http.mounts.prefix = "/" + prefix if (prefix := (self._dashboard_prefix or "").strip("/")) else ""
+            self._http.mounts.prefix = f"/{self._dashboard_prefix}" if self._dashboard_prefix else ""
         self._set_up_memory(self._folder.path)
+        for plugin in self._first_plugins:
+            await self.plugins.put(plugin, plugin_name(plugin))
         await self.preloads.start()
         await self._join()
         context.workers.append(self)

@@ -23,7 +23,7 @@ def test_a_client_of_its_own_cluster() -> None:
 
 
 def test_unknown_arguments(cluster: LocalCluster) -> None:
-    with pytest.raises(TypeError, match="unexpected keyword arguments n_wrokers"):
+    with pytest.raises(TypeError, match="takes no n_wrokers= when it connects to a cluster that is there"):
         Client(cluster, n_wrokers=3)
     with Client(cluster, heartbeat_interval="5s", connection_limit=9, set_as_default=False) as client:  # distributed's
         assert client.submit(int, 2).result(timeout=20) == 2

@@ -13,12 +13,19 @@ from daskfleet import (
     Client,
     Future,
     LocalCluster,
+    Nanny,
+    Scheduler,
     SchedulerPlugin,
+    Security,
+    Worker,
+    WorkerPlugin,
     get_worker,
     performance_report,
     progress,
     warn,
 )
+from daskfleet.exceptions import DaskfleetError
+from daskfleet.options import INSTEAD, WITHOUT_EFFECT
 
 WHERE = "workers allow_other_workers"
 RUN = f"key {WHERE} resources retries priority fifo_timeout actor actors pure"
@@ -130,6 +137,80 @@ def test_parameters(name: str) -> None:
         taken = getattr(taken, part)
     missing = set(TAKES[name].split()) - set(inspect.signature(taken).parameters)
     assert not missing
+
+
+#: Parameters of distributed's constructors, release 2026.8.
+CONSTRUCTORS = {
+    "Scheduler": "services service_kwargs allowed_failures extensions validate scheduler_file security worker_ttl "
+    "idle_timeout interface host port protocol dashboard_address dashboard http_prefix preload preload_argv plugins "
+    "contact_address transition_counter_max jupyter",
+    "Worker": "scheduler_port scheduler_file nthreads local_directory services name executor resources silence_logs "
+    "death_timeout preload preload_argv security contact_address heartbeat_interval extensions metrics "
+    "startup_information interface host port protocol dashboard_address dashboard http_prefix nanny plugins "
+    "low_level_profiler validate profile_cycle_interval lifetime lifetime_stagger lifetime_restart "
+    "transition_counter_max memory_limit data scheduler_sni WorkerStateClass",
+    "Nanny": "scheduler_port worker_port preload_nanny preload_nanny_argv env",
+    "LocalCluster": "start services worker_services service_kwargs blocked_handlers scheduler_sync_interval",
+    "SpecCluster": "scheduler_sync_interval shutdown_scheduler",
+}
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_parameters_of_constructors_are_taken_or_refused_with_what_to_do_instead(name: str) -> None:
+    kind = getattr(daskfleet, name)
+    theirs, ours = set(CONSTRUCTORS[name].split()), inspect.signature(kind).parameters
+    address = {"Worker": ["tcp://127.0.0.1:1"]}.get(name, [])
+    refused = theirs - set(ours) - WITHOUT_EFFECT
+    assert refused <= set(INSTEAD)
+    for parameter in refused:
+        with pytest.raises(TypeError, match=rf"{name}\(\) takes no {parameter}=: .*(=|-|[A-Z]|there is not)"):
+            kind(*address, **{parameter: "something"})
+    if name in ("Scheduler", "Worker"):
+        kind(*address, **dict.fromkeys(theirs & WITHOUT_EFFECT, 1), **dict.fromkeys(refused))
+    if name not in ("LocalCluster", "Nanny"):  # whose workers say so
+        with pytest.raises(TypeError, match=rf"{name}\(\) takes no nosuch=: help\({name}\) lists what there is"):
+            kind(*address, nosuch=1)
+
+
+class Told(WorkerPlugin):
+    def setup(self, worker: Worker) -> None:
+        self.worker = worker
+
+
+async def test_what_constructors_take_does_what_it_says() -> None:
+    watching, told = Watching(), Told()
+    options = {"plugins": [watching], "worker_ttl": "1 minute", "idle_timeout": "1 hour", "dashboard": False}
+    async with Scheduler(host=None, port=0, protocol=None, security={"token": "t"}, **options) as scheduler:
+        assert scheduler.idle_timeout == 3600 and scheduler.http is None
+        host, _, port = scheduler.address.partition("://")[2].rpartition(":")
+        more = {"host": None, "port": None, "death_timeout": "1 minute", "dashboard": True, "http_prefix": "/w"}
+        async with (
+            Worker(host, int(port), nthreads=1, security={"token": "t"}, plugins=[told], **more) as worker,
+            Client(scheduler.address, security={"token": "t"}, asynchronous=True, set_as_default=False) as client,
+        ):
+            assert await client.submit(int, key="seen") == 0
+            assert told.worker is worker and watching.graphs == [["seen"]]
+            assert worker._http.mounts.prefix == "/w"
+        async with Nanny(host, int(port), worker_port=0, nthreads=1, security=Security(token="t")) as nanny:
+            assert nanny.worker_address in scheduler.state.workers
+        assert scheduler.address.startswith("tcp://")
+
+
+def test_a_worker_that_cannot_be_made_ends_its_cluster_at_once() -> None:
+    for wrong, why in (({"metrics": 1}, "write a WorkerPlugin"), ({"nosuch": 1}, "takes no nosuch=")):
+        with pytest.raises(DaskfleetError, match=why):
+            LocalCluster(n_workers=1, dashboard_address=None, **wrong)
+    with pytest.raises(TypeError, match="worker_dashboard_address= says where"):
+        LocalCluster(n_workers=1, worker_services={"x": 1})
+
+
+def test_a_client_without_an_address_gives_its_security_to_its_cluster() -> None:
+    options = {"n_workers": 1, "processes": False, "dashboard_address": None, "set_as_default": False}
+    with Client(security=True, **options) as client:
+        assert client.cluster.scheduler_address.startswith("tls://") and client.security.token
+        assert client.submit(sum, [1, 2]).result(timeout=20) == 3
+    with Client(security=Security(token="mine"), ip="127.0.0.1", host=None, **options) as client:
+        assert client.cluster.security.token == "mine"
 
 
 CLIENT = "address loop timeout set_as_default scheduler_file security asynchronous name heartbeat_interval serializers "
