@@ -179,10 +179,10 @@ class Core(Link):
         self._target = files.moved(self._scheduler_file, self._target)
         return self._target
 
-    async def _come_back(self) -> None:
+    async def _come_back(self, patience: float) -> None:
         assert self.security is not None
-        args = self.security.get_connection_args("client")
-        await self._introduce(await connect(self._where(), timeout=self._timeout, setup=self._attach, **args))
+        args = self.security.get_connection_args("client") | {"timeout": self._timeout, "patience": patience}
+        await self._introduce(await connect(self._where(), setup=self._attach, **args))
 
     async def _introduce(self, connection: Connection) -> None:
         """Tell the scheduler who we are, and which one knew us before."""

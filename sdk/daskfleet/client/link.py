@@ -21,6 +21,7 @@ from daskfleet.client import current
 from daskfleet.client.sent import Sent
 from daskfleet.client.states import CANCELLED, ERROR, FINISHED, PENDING, FutureState
 from daskfleet.comm import Connection
+from daskfleet.comm.reaching import FIRST_PATIENCE, LONGEST_PATIENCE
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.importing import Lazy
 from daskfleet.protocol.frames import Message
@@ -68,8 +69,12 @@ class Link:
         self._sent = Sent(self._is_pending)
         self._connected = asyncio.Event()
 
-    async def _come_back(self) -> None:
-        """Connect to the scheduler once more, or to the one in its place, and tell who we are."""
+    async def _come_back(self, patience: float) -> None:
+        """Connect to the scheduler once more, or to the one in its place, and tell who we are.
+
+        An address behind which nobody is yet may swallow the attempt that is made then: it is given up after `patience`
+        seconds, for a next one.
+        """
         raise NotImplementedError
 
     def _send(self, message: Message) -> None:
@@ -146,17 +151,17 @@ class Link:
 
     async def _reconnect(self) -> None:
         """Find the scheduler again, or one that has taken its place, and tell it what it has to know."""
-        deadline, wait = self.loop.time() + RECONNECT, 0.05
+        deadline, wait, patience = self.loop.time() + RECONNECT, 0.05, FIRST_PATIENCE
         while self.status == "reconnecting":
             try:
-                await self._come_back()
+                await self._come_back(patience)
                 break
             except (OSError, TimeoutError, DaskfleetError) as error:
                 if self.loop.time() > deadline:
                     self._give_up(f"the connection to the scheduler was lost ({error})")
                     return
                 await asyncio.sleep(wait)
-                wait = min(2 * wait, 1.0)
+                wait, patience = min(2 * wait, 1.0), min(1.5 * patience, LONGEST_PATIENCE)
         if self.status != "reconnecting" or self._scheduler is None:
             return
         self.status = "running"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import threading
 
 import pytest
@@ -107,6 +108,22 @@ async def test_a_client_waits_for_a_scheduler_that_is_started_later():
         await asyncio.wait_for(waiting, 20)
         assert client.status == "running"
         await client.close()
+
+
+async def test_a_client_gives_up_an_attempt_that_nobody_answers_for_a_next_one():
+    """As those are to the address of a Kubernetes Service between two schedulers."""
+    async with cluster() as (scheduler, _, client):
+        with contextlib.closing(socket.socket()) as swallowing, contextlib.closing(socket.socket()) as first:
+            swallowing.bind(("127.0.0.1", 0))
+            swallowing.listen(0)  # it is full with the first one, and the kernel answers no more
+            first.connect(swallowing.getsockname())
+            client._target = f"tcp://127.0.0.1:{swallowing.getsockname()[1]}"
+            cut(client)
+            await asyncio.sleep(0.1)
+            assert client.status == "reconnecting"
+            client._target = scheduler.address
+            await until(lambda: client.status == "running")
+        assert await client.submit(sum, [1, 2]) == 3
 
 
 async def test_a_client_that_does_not_come_back_is_forgotten(monkeypatch):
