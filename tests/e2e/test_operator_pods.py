@@ -177,13 +177,26 @@ def test_an_edit_rolls_workers_and_scheduler_and_work_goes_on(lab: Namespace) ->
     lab.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "work"}, "spec": spec})
     eventually(lambda: lab.get("pod", "work")["status"]["phase"] == "Running", "the program to start", 60)
     eventually(lambda: "begun" in lab.kubectl("logs", "work"), "the work to begin", 60)
-    manifest["spec"]["worker"]["spec"]["containers"][0]["env"] = [{"name": "EDITED", "value": "yes"}]
+    for half, args in (("worker", ["--nthreads", "2"]), ("scheduler", ["--port", "8786"])):
+        (edited,) = manifest["spec"][half]["spec"]["containers"]
+        edited["image"] = f"docker.io/{image}"  # the same by another name
+        edited["env"] = [{"name": "EDITED", "value": "yes"}]
+        edited["resources"] = {"requests": {"cpu": "30m", "memory": "128Mi"}}
+        edited["args"] += args
     lab.apply(manifest)
-    eventually(
-        lambda: len(now := ready(lab, "roll-default")) == 2 and not before & {pod["metadata"]["uid"] for pod in now},
-        "two new workers",
-        90,
-    )
+    generation = lab.get("dsk", "roll")["metadata"]["generation"]
+
+    def rolled() -> bool:
+        scheduler = lab.get("deployment", "roll-scheduler")["spec"]["template"]["spec"]["containers"][0]["image"]
+        workers = {pod["metadata"]["uid"] for pod in lab.workers("roll-default")}
+        if scheduler != image and workers & before:
+            pytest.fail("the scheduler was changed before the workers")
+        said = lab.condition("dsk", "roll", "Ready")
+        return bool(said["observedGeneration"] == generation and said["status"] == "True" and not workers & before)
+
+    eventually(rolled, "a cluster that is ready after its edit", 90)
+    pods = [*lab.workers("roll-default"), *lab.items("pods", "dask.org/cluster-name=roll,dask.org/component=scheduler")]
+    assert [pod["spec"]["containers"][0]["image"] for pod in pods] == [f"docker.io/{image}"] * 3
     eventually(lambda: lab.get("pod", "work")["status"]["phase"] in ("Succeeded", "Failed"), "the end of the work", 90)
     assert "all 300 results" in lab.kubectl("logs", "work")
 
@@ -222,11 +235,13 @@ def test_an_autoscaler_brings_workers_for_work_and_takes_them_away_without_losin
 ) -> None:
     spec = {"cluster": "auto", "minimum": 0, "maximum": 4, "scaleDownDelaySeconds": 1, "cooldownSeconds": 0}
     head = {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskAutoscaler", "metadata": {"name": "auto"}}
-    lab.apply({**head, "spec": {**spec, "scaleDownPercent": 100}})
+    lab.apply({**head, "spec": {**spec, "scaleDownPercent": 100, "workerGroup": "more"}})
+    lab.apply(group("auto-more", "auto", 0))
     lab.apply(job("auto", WAVES, 0, backoffLimit=0))
     most, fewest_at_work = 0, 4
     while "done to 60" not in runner_log(lab, "auto"):
-        now = len(lab.workers("auto-default"))
+        now = len(lab.workers("auto-more"))
+        assert lab.workers("auto-default") == []
         most = max(most, now)
         fewest_at_work = now if now < most else fewest_at_work
         assert lab.get("djb", "auto").get("status", {}).get("jobStatus") != "Failed", runner_log(lab, "auto")

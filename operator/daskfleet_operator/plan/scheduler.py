@@ -150,7 +150,6 @@ def _head(key: Key, cluster: Json, template: str, **extra: str) -> Json:
 def deployment(key: Key, cluster: Json) -> Json:
     """The scheduler's Deployment: never two at once, so the old one is gone before the new one starts."""
     head = _head(key, cluster, scheduler_hash(cluster), **{names.ISTIO: "false"})
-    pod_annotations = {name: value for name, value in head["annotations"].items() if name != names.TEMPLATE}
     spec = templates.with_env(
         tls.with_tls(cluster["spec"]["scheduler"]["spec"], cluster),
         {"name": names.ROUTES_ENV, "value": str(ROUTES)},
@@ -165,7 +164,7 @@ def deployment(key: Key, cluster: Json) -> Json:
             "revisionHistoryLimit": 1,
             "strategy": {"type": "Recreate"},
             "selector": {"matchLabels": selector(key.name, names.SCHEDULER)},
-            "template": {"metadata": {"labels": head["labels"], "annotations": pod_annotations}, "spec": spec},
+            "template": {"metadata": {"labels": head["labels"], "annotations": head["annotations"]}, "spec": spec},
         },
     }
 

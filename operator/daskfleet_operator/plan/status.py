@@ -204,10 +204,11 @@ def _stale(observed: Observed, cluster: Json, workers: Sequence[Pod]) -> str:
     wanted = {group["metadata"]["name"]: pod_hash(cluster, group) for group in observed.groups}
     active = [pod for pod in workers if pod.retire_since is None and not pod.finished]
     outdated = sum(pod.template != wanted.get(pod.group, pod.template) for pod in active)
-    known = observed.deployment
+    made_from = scheduler.scheduler_hash(cluster)
+    there = [it.template for it in (observed.deployment, scheduler_pod(observed)) if it is not None]
     return ", ".join(
         [f"{outdated} of {len(active)} workers"] * (outdated > 0)
-        + ["the scheduler"] * (known is not None and known.template != scheduler.scheduler_hash(cluster))
+        + ["the scheduler"] * any(template not in ("", made_from) for template in there)
     )
 
 

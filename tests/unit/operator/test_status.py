@@ -154,6 +154,8 @@ def test_a_cluster_is_not_ready_while_an_edit_is_on_its_way() -> None:
         ready = conditions(write)["Ready"]
         assert (ready["status"], ready["reason"]) == ("False", "Rolling")
         assert ready["message"] == "still of the older template: 1 of 3 workers"
+    last = replace(observed(), pods=(replace(scheduler_pod(), template="old"), pod(), pod()))
+    assert conditions(of_cluster(last))["Ready"]["message"] == "still of the older template: the scheduler"
 
 
 def test_a_scheduler_that_answers_counts_before_the_kubelet_says_so() -> None:

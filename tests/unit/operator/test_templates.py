@@ -32,6 +32,7 @@ def test_scheduler_gets_the_clusters_metadata_its_own_and_the_reserved_labels() 
         "dask.org/component": "scheduler",
         "sidecar.istio.io/inject": "false",
     }
+    assert pod_meta["annotations"].pop(names.TEMPLATE) == scheduler.scheduler_hash(annotated())
     assert pod_meta["annotations"] == {"test-annotation": "a", "scheduler-note": "s"}
     assert made["spec"]["selector"]["matchLabels"].items() <= pod_meta["labels"].items()
     assert made["metadata"]["ownerReferences"][0]["uid"] == "cluster-uid"
