@@ -101,7 +101,8 @@ class Future(TaskRef):
         return self.client.retry([self])
 
     def add_done_callback(self, fn: Callable[[Future], Any]) -> None:
-        """Call ``fn(future)`` in a thread when there is a result or an error."""
+        """Call ``fn(future)`` in a thread when there is a result or an error; until then the task is wanted."""
+        self.client._keep(self._state)
         self._state.when_done(lambda: self.client._call_in_thread(fn, self))
 
     def release(self) -> None:

@@ -62,6 +62,7 @@ class Link:
         self._by_cid: dict[int, weakref.ref[FutureState]] = {}
         self._named: weakref.WeakKeyDictionary[FutureState, Any] = weakref.WeakKeyDictionary()
         self._fired: set[FutureState] = set()  # `fire_and_forget`, not done yet
+        self._kept: set[FutureState] = set()  # somebody is to be called when they are done
         self._outgoing: deque[Message] = deque()
         self._released: deque[int] = deque()
         self._waking = self._letting_go = False
@@ -255,6 +256,11 @@ class Link:
         self._send(("fire_and_forget", [state.cid]))
         self._fired.add(state)
         state.when_done(partial(self._fired.discard, state))
+
+    def _keep(self, state: FutureState) -> None:
+        """Want a task until it is done, though its futures go."""
+        self._kept.add(state)
+        state.when_done(partial(self._kept.discard, state))
 
     def _want(self, key: Key) -> handles.Future:
         """A future of a key that somebody else has submitted."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from daskfleet.client.collections import futures_of
 from daskfleet.client.future import Future
-from daskfleet.client.states import FINISHED, PENDING, wait_all
+from daskfleet.client.states import FINISHED, PENDING, FutureState, wait_all
 from daskfleet.client.times import due, left, seconds
 
 
@@ -102,6 +104,7 @@ class as_completed:
         timeout: float | str | None = None,
     ) -> None:
         self._done: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        self._waiting: dict[object, tuple[Future, FutureState]] = {}  # the states, as futures may be released
         self._count = 0
         self._lock = threading.Lock()
         self._with_results, self._raise_errors = with_results, raise_errors
@@ -112,9 +115,12 @@ class as_completed:
 
     def add(self, future: Future) -> None:
         """Iterate over this one too."""
+        turn, state = object(), future._state
         with self._lock:
             self._count += 1
-        future._state.when_done(lambda: self._finished(future))
+            self._waiting[turn] = future, state
+        # Weakly: futures that only those who wait for them know of would be a cycle, and collected as garbage.
+        state.when_done(partial(_finished, weakref.ref(self), turn))
 
     def update(self, futures: Iterable[Future]) -> None:
         """Iterate over these too."""
@@ -124,8 +130,11 @@ class as_completed:
             else:
                 self.update(future)
 
-    def _finished(self, future: Future) -> None:
-        self._done.put(future)
+    def _finished(self, turn: object) -> None:
+        with self._lock:
+            if (waiting := self._waiting.pop(turn, None)) is None:
+                return  # it was cleared
+            self._done.put(waiting[0])
         for loop, event in list(self._wake):
             loop.call_soon_threadsafe(event.set)
 
@@ -144,8 +153,7 @@ class as_completed:
     def clear(self) -> None:
         """Forget all."""
         with self._lock:
-            self._count = 0
-        self._done = queue.SimpleQueue()
+            self._count, self._waiting, self._done = 0, {}, queue.SimpleQueue()
 
     def _take(self, future: Future) -> Any:
         with self._lock:
@@ -207,3 +215,8 @@ class as_completed:
                 self._count -= 1
             return future, await future
         return self._take(future)
+
+
+def _finished(waiting: weakref.ref[as_completed], turn: object) -> None:
+    if (iterator := waiting()) is not None:
+        iterator._finished(turn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import operator
 import os
 import threading
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 from daskfleet import CancelledError, Client, Future, as_completed, futures_of, wait
 
+from tests.eventual import eventually
+
 
 def inc(x: int) -> int:
     return x + 1
@@ -28,6 +31,10 @@ def div(x: int, y: int) -> float:
 def sleep(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
+
+
+def known(dask_scheduler: Any) -> list[Any]:
+    return list(dask_scheduler.tasks)
 
 
 def test_submit_and_future(client: Client) -> None:
@@ -81,6 +88,33 @@ def test_done_callback(client: Client) -> None:
     future.add_done_callback(lambda future: (seen.append(future), called.set()))
     assert called.wait(20)
     assert seen == [future]
+
+
+def test_what_is_waited_for_is_no_garbage(client: Client) -> None:
+    called = threading.Event()
+    client.submit(sleep, 0.3, pure=False).add_done_callback(lambda future: called.set())
+    iterator = as_completed(client.map(sleep, [0.3, 0.4], pure=False))
+    gc.collect()
+    assert iterator.next().result() == 0.3
+    iterator.clear()
+    iterator.add(client.submit(sleep, 0.5, pure=False))
+    assert [future.result() for future in iterator] == [0.5], "and not the one that was done after all was forgotten"
+    assert called.wait(20)
+    dropped = client.submit(sleep, 1, key="dropped", pure=False)
+    iterator.add(dropped)
+    assert "dropped" in client.run_on_scheduler(known)
+    del dropped, iterator
+    eventually(lambda: "dropped" not in client.run_on_scheduler(known), 20)
+
+
+async def test_what_is_waited_for_is_no_garbage_asynchronously(aclient: Client) -> None:
+    called = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    aclient.submit(sleep, 0.2, pure=False).add_done_callback(lambda future: loop.call_soon_threadsafe(called.set))
+    iterator = as_completed(aclient.map(sleep, [0.2, 0.3], pure=False), with_results=True)
+    gc.collect()
+    assert sorted([value async for _, value in iterator]) == [0.2, 0.3]
+    await asyncio.wait_for(called.wait(), 20)
 
 
 def test_map_and_gather(client: Client) -> None:
