@@ -100,6 +100,8 @@ def test_two_workers_of_one_name(command: Any, scheduler: Any, nanny: str) -> No
     told = run("worker", scheduler[1], "--name", "twin", "--nthreads", "1", nanny)
     assert told.returncode == 1
     assert "a worker named 'twin' is connected already" in told.stderr
+    with Client(scheduler[1], set_as_default=False) as client:
+        assert client.submit(sum, [1, 2]).result(timeout=60) == 3, "the first goes on"
 
 
 def test_a_token_is_needed_by_all(command: Any) -> None:

@@ -85,6 +85,7 @@ def test_a_key_used_twice_is_told_and_stands_for_the_first_work(client: Client, 
 # What tasks do -----------------------------------------------------------------------------------------------------
 
 PRINTING = """
+import resource
 import sys
 from daskfleet import Client, LocalCluster
 
@@ -94,10 +95,15 @@ def prints(end):
         sys.stdout.write(piece)
     sys.stdout.flush()
 
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
 if __name__ == "__main__":
     with LocalCluster(1, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
         for end in ("\\n", ""):
             client.submit(prints, end, pure=False).result(timeout=60)
+        for most in (*client.run(peak).values(), *client.run(peak, nanny=True).values()):
+            assert most < 250 << 20, most
         client.submit(print, "the end", flush=True).result(timeout=60)
 """
 
@@ -134,8 +140,8 @@ def test_a_result_of_more_than_four_gigabytes_moves_and_arrives_whole(client: Cl
         pytest.skip(f"needs {3 * size >> 30} GiB of free memory, and workers that may have {2 * size >> 30}")
     here, there = client.scheduler_info()["workers"]
     future = client.submit(large, size, workers=[here], pure=False)
+    assert ends(future.result(timeout=100)) == (size, 1, 2)  # and gone again before the next copy is made
     assert client.submit(ends, future, workers=[there]).result(timeout=100) == (size, 1, 2)
-    assert ends(future.result(timeout=100)) == (size, 1, 2)
     del future
     assert still_works(client)
 
