@@ -94,7 +94,8 @@ class Retirement:
                 named = await scheduler.workers_to_close(action.count, candidates)
             except SchedulerError as error:
                 logger.debug("%s: the scheduler names no workers to close: %s", key, error)
-        rest = [pod for pod in candidates if pod not in named]
+        chosen = {pod.uid for pod in named}
+        rest = [pod for pod in candidates if pod.uid not in chosen]
         return (named + rest)[: action.count]
 
     async def _mark_one(self, key: model.Key, pod: Pod) -> bool:

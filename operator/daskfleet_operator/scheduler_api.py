@@ -9,7 +9,7 @@ server's proxy is used; it takes `Authorization` for itself, so the scheduler's 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -72,7 +72,8 @@ class SchedulerApi:
         as if they were addresses.
         """
         workers = (await self._call("GET", "get_workers"))["workers"]
-        addresses = [worker["address"] for worker in workers if pods_of([worker], pods)]
+        pod_of = finder(pods)
+        addresses = [worker["address"] for worker in workers if pod_of(worker) is not None]
         if addresses and heirs and not pods_of(workers, heirs):
             raise SchedulerError("none of the workers that stay has joined yet")
         if addresses:
@@ -107,12 +108,17 @@ class SchedulerApi:
 
 def pods_of(workers: Sequence[Json], pods: Sequence[Pod]) -> list[Pod]:
     """The pods these workers run in: by IP, since users may name workers as they like; a pod may run several."""
+    found = filter(None, map(finder(pods), workers))
+    return list({pod.uid: pod for pod in found}.values())
+
+
+def finder(pods: Sequence[Pod]) -> Callable[[Json], Pod | None]:
+    """What tells the pod, of these, that a worker runs in."""
     by_ip = {pod.ip: pod for pod in pods if pod.ip}
     by_name = {pod.name: pod for pod in pods}
-    found: dict[str, Pod] = {}
-    for worker in workers:
+
+    def find(worker: Json) -> Pod | None:
         host = urlsplit(str(worker["address"])).hostname
-        pod = by_ip.get(host or "") or by_name.get(str(worker["name"]))
-        if pod is not None:
-            found[pod.uid] = pod
-    return list(found.values())
+        return by_ip.get(host or "") or by_name.get(str(worker["name"]))
+
+    return find

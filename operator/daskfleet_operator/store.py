@@ -245,7 +245,7 @@ def _slim(object: Json) -> Json:
 def _material(known: Json | Parsed) -> object:
     """What a plan depends on: not the status we write, not the version."""
     if not isinstance(known, dict):
-        return replace(known, version=0)
+        return known
     meta = {key: value for key, value in known["metadata"].items() if key != "resourceVersion"}
     return {**known, "metadata": meta, "status": None}
 

@@ -11,11 +11,11 @@ NAMESPACE = "daskfleet-bench"
 
 
 @contextmanager
-def namespace(cluster: Cluster) -> Iterator[None]:
-    """`NAMESPACE`, fresh; gone with all that is in it before the context ends."""
-    cluster.kubectl("create", "namespace", NAMESPACE)
-    cluster.kubectl("wait", "--for=create", "serviceaccount/default", "-n", NAMESPACE, "--timeout=30s")
+def namespace(cluster: Cluster, name: str = NAMESPACE) -> Iterator[str]:
+    """A fresh namespace; gone with all that is in it before the context ends."""
+    cluster.kubectl("create", "namespace", name)
+    cluster.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
     try:
-        yield
+        yield name
     finally:
-        cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=300s", timeout=330)
+        cluster.kubectl("delete", "namespace", name, "--timeout=300s", timeout=330)

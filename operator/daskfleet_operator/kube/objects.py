@@ -6,13 +6,15 @@ A thousand pods as parsed JSON are some 15 MB, and most of it is managedFields a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
 
 from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import Json
 
 
+@lru_cache(maxsize=256)  # a thousand pods that start together have few timestamps: they count whole seconds
 def parse_time(text: str | None) -> float | None:
     """Seconds since the epoch of a Kubernetes timestamp."""
     return None if text is None else datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
@@ -30,7 +32,7 @@ class Pod:
 
     name: str
     uid: str
-    version: int
+    version: int = field(compare=False)
     cluster: str
     component: str
     group: str
@@ -94,7 +96,7 @@ class Pod:
 @dataclass(frozen=True, slots=True)
 class Service:
     name: str
-    version: int
+    version: int = field(compare=False)
     owner: str | None
     template: str
     address: str | None
@@ -129,7 +131,7 @@ class Deployment:
     """
 
     name: str
-    version: int
+    version: int = field(compare=False)
     owner: str | None
     template: str
     refusal: str | None
@@ -168,7 +170,7 @@ class Deployment:
 @dataclass(frozen=True, slots=True)
 class Budget:
     name: str
-    version: int
+    version: int = field(compare=False)
     owner: str | None
     template: str
 

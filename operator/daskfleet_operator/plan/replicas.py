@@ -157,14 +157,20 @@ def _settle_backoff(state: GroupState, now: float) -> tuple[Backoff, float | Non
 
 def _retire(state: GroupState, now: float) -> list[Action]:
     """Go on with what is marked. Pods that never served have nothing to hand over."""
-    waiting = [pod for pod in state.pods.marked if pod.uid not in state.retiring]
-    serving = [pod for pod in waiting if pod.ready and state.scheduler_ever_ready]
-    actions: list[Action] = [DeletePod(pod, "scaled down") for pod in waiting if pod not in serving]
-    expired = [pod for pod in serving if now >= (pod.retire_since or 0.0) + RETIREMENT]
-    actions += [DeletePod(pod, "retirement timed out") for pod in expired]
-    if on_time := tuple(pod for pod in serving if pod not in expired):
+    actions: list[Action] = []
+    on_time: list[Pod] = []
+    for pod in state.pods.marked:
+        if pod.uid in state.retiring:
+            continue
+        if not (pod.ready and state.scheduler_ever_ready):
+            actions.append(DeletePod(pod, "scaled down"))
+        elif now >= (pod.retire_since or 0.0) + RETIREMENT:
+            actions.append(DeletePod(pod, "retirement timed out"))
+        else:
+            on_time.append(pod)
+    if on_time:
         deadline = min((pod.retire_since or 0.0) + RETIREMENT for pod in on_time)
-        actions.append(Retire(on_time, deadline))
+        actions.append(Retire(tuple(on_time), deadline))
     return actions
 
 
@@ -184,6 +190,6 @@ def _victims(state: GroupState, surplus: int) -> list[Action]:
     if sure:
         actions.append(MarkVictims(state.name, len(sure), tuple(sure)))
     if rest:
-        serving = tuple(pod for pod in newest if pod not in preferred)
+        serving = tuple(pod for pod in newest if pod.template == state.template and pod.ready)
         actions.append(MarkVictims(state.name, rest, serving))
     return actions

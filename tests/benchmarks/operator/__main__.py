@@ -5,10 +5,12 @@ usage: python -m tests.benchmarks.operator [--sizes 200 1000] [--rounds 3] [--pe
 
 What was tried to come nearer to the limit, by py-spy and by the processes' CPU at 1,000 workers: passes were two thirds
 of the operator's 7.5 ms for each worker, up and down, most of it marks of retirement that each pass made anew (12 ms a
-pass, now 1.5). Passes that rest, and marks that are made once, left 4.1 ms, beside some 40 of everything else. A
-quicker JSON parser would save a tenth of the operator's. 96 requests under way in place of 32 were no quicker. Nor was
-one request that deletes a whole wave of workers by a label of theirs (500 in 4.8 s, the script's 500 requests 4.7): the
-API server takes them one by one there, so where its etcd has a disk to wait for it is slower.
+pass, now 1.5). Passes that rest, and marks that are made once, left 4.1 ms, beside some 40 of everything else. A pass
+that retires 1,000 workers compared each with every other (190 ms, now 1). orjson and uvloop together changed the CPU by
+less than the runs differ (2.6 ms up with and without, 2.4 for 2.5 down), for 8 MB less. 96 requests under way in place of
+32 were no quicker. Nor was one request that deletes a whole wave of workers by a label of theirs (500 in 4.8 s, the
+script's 500 requests 4.7): the API server takes them one by one there, so where its etcd has a disk to wait for it is
+slower. What is left is the API server's: it spends 12 ms on a worker of ours until it runs, and 8 on the script's.
 
 What grows over clusters made and deleted, by tracemalloc and the collector's counts after 200 and after 400 of them:
 the uids of what is gone, which a late answer must not bring back, 240 bytes each and 6,000 at most. The count of all
@@ -22,10 +24,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import statistics
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.benchmarks import fresh
@@ -36,11 +40,20 @@ from tests.cluster.progress import ClusterError, say, step
 from tests.cluster.source_node import SourceNode
 
 from . import bed
-from .bed import Scenario, Watched
+from .bed import Scenario, Watched, cpu_of_api_server
 
 OURS = images.IMAGES[0].tag
 Row = dict[str, Any]
 CYCLED = 50  # clusters at a time
+
+
+@dataclass(frozen=True)
+class Spent:
+    """So far: seconds of CPU, and requests of the operator."""
+
+    api_server: float = 0.0
+    cpu: float = 0.0
+    requests: int = 0
 
 
 def main() -> int:
@@ -158,14 +171,21 @@ def _measure(
     """One scenario in a namespace of its own: seconds, requests, memory and CPU. `more` is `_scenario`'s."""
     clusters = more.get("clusters", 1)
     title = f"{clusters} clusters of {workers}" if clusters > 1 else f"{workers} workers"
-    with step(f"{side}: {title}"), fresh.namespace(node):
-        row = _scenario(node, watched, what, image, workers, **more)
+    with step(f"{side}: {title}"), _namespace(node) as name:
+        row = _scenario(node, name, watched, what, image, workers, **more)
     say(f"{side}: {title}: {_told(row)}; load {os.getloadavg()[0]:.1f}")
     return {"side": side, "title": title} | row
 
 
+def _namespace(node: SourceNode) -> AbstractContextManager[str]:
+    """One by a new name. For half a minute after a namespace is deleted the API server looks it up in etcd at each
+    write to one of that name: a quarter of a pod's cost, and it falls on whichever side comes soonest."""
+    return fresh.namespace(node, f"{fresh.NAMESPACE}-{secrets.token_hex(3)}")
+
+
 def _scenario(
     node: SourceNode,
+    namespace: str,
     watched: Watched | None,
     what: str,
     image: str,
@@ -178,25 +198,29 @@ def _scenario(
     row: Row = {"total": total}
     words = [what, f"--image={image}", f"--workers={workers}", f"--clusters={clusters}", f"--first={first}"]
     words += [f"--deadline={deadline}"] if deadline else []
-    before, used = (watched.requests(), watched.process()[1]) if watched else (0, 0.0)
-    for found in Scenario(node, *words).phases():
+    before = Spent()
+    for found in Scenario(node, namespace, *words).phases():
         row |= found
-        if watched is None:
-            continue
-        after = watched.requests()
-        row[f"requests {found['phase']}"] = (after - before) / total
-        row[f"memory {found['phase']}"], cpu = watched.process()
-        row[f"cpu {found['phase']}"] = (cpu - used) / total * 1000
-        before, used = after, cpu
+        phase, memory, after = found["phase"], 0.0, Spent(cpu_of_api_server(node))
+        if watched is not None:
+            memory, cpu = watched.process()
+            after = replace(after, cpu=cpu, requests=watched.requests())
+        if phase != "ready":
+            row[f"API server {phase}"] = (after.api_server - before.api_server) / total * 1000
+            if watched is not None:
+                row[f"memory {phase}"] = memory
+                row[f"cpu {phase}"] = (after.cpu - before.cpu) / total * 1000
+                row[f"requests {phase}"] = (after.requests - before.requests) / total
+        before = after
     return row
 
 
 def _cycles(node: SourceNode, ours: Watched, cycles: int) -> list[Row]:
     """Clusters of two workers, some at a time, until so many have come and gone."""
     rows = []
-    with step(f"daskfleet: {cycles} clusters that come and go"), fresh.namespace(node):
+    with step(f"daskfleet: {cycles} clusters that come and go"), _namespace(node) as name:
         for first in range(0, cycles, CYCLED):
-            row = _scenario(node, ours, "many", OURS, 2, clusters=CYCLED, first=first)
+            row = _scenario(node, name, ours, "many", OURS, 2, clusters=CYCLED, first=first)
             cycled = first + CYCLED
             say(f"after {cycled} clusters: {row['memory down']:.1f} MB")
             rows.append({"side": "daskfleet", "title": f"after {cycled} clusters", "cycled": cycled} | row)
@@ -220,10 +244,11 @@ def _told(row: Row) -> str:
 
 
 def _text(rows: list[Row]) -> str:
-    """The table; ratios are to the bed's limit of the same size, requests and CPU for each worker."""
+    """The table; ratios are to the bed's limit of the same size, requests and CPU (of the operator, of the API
+    server) for each worker."""
     limits = {row["title"]: row for row in rows if row["side"] == "the bed's limit"}
     heads = ["", "made/s", "Running/s", "of limit", "to 0, s", "x limit", "requests up", "down"]
-    heads += ["CPU ms up", "down", "RSS MB"]
+    heads += ["CPU ms up", "down", "API's up", "down", "RSS MB"]
     lines = [heads[0].ljust(36) + "".join(head.rjust(12) for head in heads[1:])]
     for row in rows:
         if "cycled" in row:
@@ -236,7 +261,7 @@ def _text(rows: list[Row]) -> str:
         cells.append(f"{limit['running'] / row['running']:.2f}" if limit else "")
         cells.append(f"{row['gone']:.1f}")
         cells.append(f"{row['gone'] / limit['gone']:.2f}" if limit else "")
-        told = [f"{what} {phase}" for what in ("requests", "cpu") for phase in ("up", "down")]
+        told = [f"{what} {phase}" for what in ("requests", "cpu", "API server") for phase in ("up", "down")]
         cells += [f"{row[name]:.2f}" if name in row else "" for name in told]
         cells.append(f"{row['memory up']:.0f}" if "memory up" in row else "")
         lines.append(f"{row['side']}, {row['title']}".ljust(36) + "".join(cell.rjust(12) for cell in cells))

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.fresh import NAMESPACE
 from tests.cluster import tools
 from tests.cluster.progress import ClusterError, step
 from tests.cluster.source_node import SourceNode
@@ -70,6 +69,16 @@ def _nodes() -> list[dict[str, Any]]:
     ]
 
 
+def cpu_of_api_server(node: SourceNode) -> float:
+    """Seconds of CPU that it has had so far."""
+    pid = json.loads((node.processes.folder / "apiserver.json").read_text())["pid"]
+    return _cpu(Path(f"/proc/{pid}/stat").read_text())
+
+
+def _cpu(stat: str) -> float:
+    return sum(map(int, stat.rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
 class Watched:
     """An operator that runs in the cluster, as the API server and the kernel see it."""
 
@@ -112,16 +121,15 @@ class Watched:
         found = re.search(r"VmRSS:\s+(\d+) kB", said)
         if found is None:
             raise ClusterError("the operator's process says nothing about its memory")
-        ticks = said.rpartition(")")[2].split()[11:13]
-        return int(found[1]) * 1024 / 1e6, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+        return int(found[1]) * 1024 / 1e6, _cpu(said)
 
 
 class Scenario:
     """`scenario` as a child process inside the node's network; it stops after each phase until it is told to go on."""
 
-    def __init__(self, node: SourceNode, *words: str) -> None:
+    def __init__(self, node: SourceNode, namespace: str, *words: str) -> None:
         command = [sys.executable, "-m", "tests.benchmarks.operator.scenario", *words]
-        command += [f"--kubeconfig={node.config.state / 'admin.kubeconfig'}", f"--namespace={NAMESPACE}"]
+        command += [f"--kubeconfig={node.config.state / 'admin.kubeconfig'}", f"--namespace={namespace}"]
         self._process = subprocess.Popen(
             node.config.inside(command),
             stdin=subprocess.PIPE,
