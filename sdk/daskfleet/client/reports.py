@@ -70,6 +70,8 @@ class get_task_stream(_Block):
     ----------
     data : list of dict
         After the block: the records of `Client.get_task_stream`.
+    figure : TimelinePlot
+        After the block: the timeline, which a notebook shows and ``figure.save(filename)`` writes.
 
     Examples
     --------
@@ -85,8 +87,9 @@ class get_task_stream(_Block):
 
     async def _exit(self) -> None:
         self.data.extend(await self._client._task_stream(self._start, None, None))
+        self.figure = TimelinePlot(self.data)
         if self.filename is not None:
-            await asyncio.to_thread(TimelinePlot(self.data).save, self.filename)
+            await asyncio.to_thread(self.figure.save, self.filename)
 
 
 class get_task_metadata(_Block):

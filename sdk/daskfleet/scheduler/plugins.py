@@ -41,6 +41,12 @@ class SchedulerPlugins:
         scheduler.handle("client", "plugin_register", self._register)
         scheduler.handle("client", "plugin_unregister", self._unregister)
 
+    def __getitem__(self, name: str) -> SchedulerPlugin:
+        return self.own[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.own
+
     def back_up(self, backup: Backup) -> None:
         """Have `backup` keep what clients register."""
         self._backup = backup

@@ -1,9 +1,11 @@
-"""Where dask looks for p2p and for locks: wired up when its collections are imported, so that nothing is imported for
-it."""
+"""Where dask looks for p2p, for locks and for who waits: wired up when its collections are imported, so that nothing is
+imported for it."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +27,7 @@ def install(ours: Callable[[], bool], lock: Callable[[Any], Any]) -> None:
     if _installed:
         return
     _installed = True
+    when_imported("dask.base", lambda: _await(ours))
     when_imported("dask.dataframe", lambda: _dataframe(ours))
     when_imported("dask.array", lambda: _array(ours))
     for name in ("dask.utils", "dask.array.core", "dask.dataframe.io.hdf"):
@@ -45,6 +48,31 @@ def _wrap_lock(name: str, lock: Callable[[Any], Any]) -> None:
     names = vars(sys.modules[name])
     if not hasattr(names["get_scheduler_lock"], "__wrapped__"):
         names["get_scheduler_lock"] = lock(names["get_scheduler_lock"])
+
+
+def _await(ours: Callable[[], bool]) -> None:
+    """``await collection`` and ``dask.base.wait`` ask distributed: the one fails without it, the other does nothing."""
+    base: Any = sys.modules["dask.base"]
+    awaited, waited = base.DaskMethodsMixin.__await__, base.wait
+
+    async def computed(collection: Any) -> Any:
+        waiting = wait(collection)
+        if inspect.isawaitable(waiting):
+            await waiting
+        return collection
+
+    def __await__(self: Any) -> Any:
+        return computed(self).__await__() if ours() else awaited(self)
+
+    @functools.wraps(waited)
+    def wait(x: Any, timeout: Any = None, return_when: str = "ALL_COMPLETED") -> Any:
+        if not ours():
+            return waited(x, timeout, return_when)
+        from daskfleet.client import waiting
+
+        return waiting.wait(x, timeout, return_when)
+
+    base.DaskMethodsMixin.__await__, base.wait = __await__, wait
 
 
 def _dataframe(ours: Callable[[], bool]) -> None:

@@ -209,7 +209,7 @@ def test_task_stream(client: Client, tmp_path: Path) -> None:
     assert {record["worker"] for record in stream.data} <= set(client.nthreads())
     assert all(started - 1 < record["start"] <= record["stop"] for record in stream.data)
     assert [record["status"] for record in stream.data].count("error") == 1
-    assert "<svg" in (tmp_path / "stream.html").read_text()
+    assert "<svg" in (tmp_path / "stream.html").read_text() and "5 tasks" in repr(stream.figure)
     assert len(client.get_task_stream(start=started)) == 5
     assert len(client.get_task_stream(count=2)) == 2
 

@@ -74,7 +74,8 @@ async def test_scheduler_plugin(aclient: Client) -> None:
     await aclient.cluster.scale(3)
     await aclient.wait_for_workers(3, timeout=20)
     await aclient.cluster.scale(2)
-    recorder = scheduler.plugins.own["recorder"]
+    recorder = scheduler.plugins["recorder"]
+    assert "recorder" in scheduler.plugins and "other" not in scheduler.plugins
     for _ in range(500):
         if any(row[0] == "remove_worker" for row in recorder.seen) and "remove_client" in recorder.seen:
             break

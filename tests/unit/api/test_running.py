@@ -177,6 +177,7 @@ def test_collections(client: Client) -> None:
     assert len(futures_of(y)) == len(client.futures_of(y)) == 10
     wait(y, timeout=20)
     assert y.max().compute() == 1000
+    assert len(dask.base.wait(client.persist(x + 2), timeout=20).done) == 10
     (z,) = dask.persist(db.range(10, npartitions=3))
     assert z.sum().compute() == 45
     assert client.get({"a": 1, "b": (inc, "a")}, ["b", ["a", "b"]]) == [2, [1, 2]]
@@ -275,7 +276,10 @@ async def test_asynchronous(aclient: Client) -> None:
     assert await aclient.run_on_scheduler(inc, 1) == 2
     assert await aclient.compute(da.ones(10, chunks=5).sum()) == 10
     assert await aclient.compute(da.ones(10, chunks=5).sum(), sync=True) == 10
-    assert len(futures_of(aclient.persist(da.ones(10, chunks=5)))) == 2
+    x = aclient.persist(da.ones(10, chunks=5))
+    assert await x is x and [future.status for future in futures_of(x)] == ["finished"] * 2
+    assert len((await dask.base.wait(aclient.persist(x + 1))).done) == 2
+    assert await (lazy := da.ones(10, chunks=5)) is lazy
     assert await aclient.get({"c": (inc, 1)}, "c") == 2
     bad = aclient.submit(div, 1, 0)
     with pytest.raises(ZeroDivisionError):
