@@ -99,7 +99,7 @@ def configure() -> None:
     # Without this dask falls back to shuffling through one process's local disk, which is wrong across workers.
     if dask.config.get("dataframe.shuffle.method", None) is None:
         settings["dataframe.shuffle.method"] = "p2p"
-    hooks.install(_ours, _lock)
+    hooks.install(_ours, _lock, _wait)
     _configuration = dask.config.set(settings)
 
 
@@ -110,6 +110,12 @@ def _ours() -> bool:
     except ValueError:
         return "distributed" not in sys.modules
     return True
+
+
+def _wait(*args: Any) -> Any:
+    from daskfleet.client.waiting import wait
+
+    return wait(*args)
 
 
 def _lock(theirs: Callable[..., Any]) -> Callable[..., Any]:

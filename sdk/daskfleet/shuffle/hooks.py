@@ -17,8 +17,9 @@ from daskfleet.importing import when_imported
 _installed = False
 
 
-def install(ours: Callable[[], bool], lock: Callable[[Any], Any]) -> None:
-    """Make ``"p2p"`` mean ours whenever ``ours()``, and wrap dask's `get_scheduler_lock` in `lock`, in this process.
+def install(ours: Callable[[], bool], lock: Callable[[Any], Any], wait: Callable[..., Any]) -> None:
+    """Make ``"p2p"`` mean ours whenever ``ours()``, wait with `wait` then, and wrap dask's `get_scheduler_lock` in
+    `lock`, in this process.
 
     An installed distributed keeps its own for its own clients. Without one, dask still imports two names from its
     modules by themselves; only these are there then, so that ``import distributed`` says what it said before.
@@ -27,7 +28,7 @@ def install(ours: Callable[[], bool], lock: Callable[[Any], Any]) -> None:
     if _installed:
         return
     _installed = True
-    when_imported("dask.base", lambda: _await(ours))
+    when_imported("dask.base", lambda: _await(ours, wait))
     when_imported("dask.dataframe", lambda: _dataframe(ours))
     when_imported("dask.array", lambda: _array(ours))
     for name in ("dask.utils", "dask.array.core", "dask.dataframe.io.hdf"):
@@ -50,13 +51,13 @@ def _wrap_lock(name: str, lock: Callable[[Any], Any]) -> None:
         names["get_scheduler_lock"] = lock(names["get_scheduler_lock"])
 
 
-def _await(ours: Callable[[], bool]) -> None:
+def _await(ours: Callable[[], bool], our_wait: Callable[..., Any]) -> None:
     """``await collection`` and ``dask.base.wait`` ask distributed: the one fails without it, the other does nothing."""
     base: Any = sys.modules["dask.base"]
     awaited, waited = base.DaskMethodsMixin.__await__, base.wait
 
     async def computed(collection: Any) -> Any:
-        waiting = wait(collection)
+        waiting = our_wait(collection)
         if inspect.isawaitable(waiting):
             await waiting
         return collection
@@ -66,11 +67,7 @@ def _await(ours: Callable[[], bool]) -> None:
 
     @functools.wraps(waited)
     def wait(x: Any, timeout: Any = None, return_when: str = "ALL_COMPLETED") -> Any:
-        if not ours():
-            return waited(x, timeout, return_when)
-        from daskfleet.client import waiting
-
-        return waiting.wait(x, timeout, return_when)
+        return (our_wait if ours() else waited)(x, timeout, return_when)
 
     base.DaskMethodsMixin.__await__, base.wait = __await__, wait
 
