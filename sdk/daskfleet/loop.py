@@ -16,6 +16,7 @@ from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import TimeoutError as ThreadTimeoutError
 from typing import Any, ParamSpec, TypeVar
 
+from daskfleet.entering import EnterableLoop
 from daskfleet.exceptions import CancelledError
 
 P = ParamSpec("P")
@@ -31,7 +32,7 @@ def shared_loop() -> asyncio.AbstractEventLoop:
     global _shared, _thread
     with _lock:
         if _shared is None or _thread is None or not _thread.is_alive():  # a fork leaves the thread behind
-            _shared = asyncio.new_event_loop()
+            _shared = EnterableLoop()
             _thread = threading.Thread(target=_run, args=(_shared,), name="daskfleet-loop", daemon=True)
             _thread.start()
         return _shared

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from daskfleet import config, system
+from daskfleet import config, entering, system
 from daskfleet._version import __version__
 from daskfleet.security import Security
 
@@ -158,7 +158,7 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> NoReturn:
             loop.add_signal_handler(signal.SIGCHLD, _reap_orphans)
         return await main(stop)
 
-    raise SystemExit(asyncio.run(body()))
+    raise SystemExit(entering.run(body()))
 
 
 #: Children that somebody waits for; set by the commands that have any.

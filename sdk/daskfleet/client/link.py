@@ -36,7 +36,8 @@ else:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that released futures wait for a message to go with: waking the loop for each takes as long as a task.
+#: Seconds that released futures wait for a message to go with: waking the loop for each takes as long as a task. Most
+#: are let go of soon after they are done, so the loop looks by itself then, and need not be woken for them.
 LINGER = 0.002
 #: Seconds for which a lost scheduler is looked for.
 RECONNECT = 60.0
@@ -125,7 +126,11 @@ class Link:
 
     def _let_go(self) -> None:
         self._letting_go = False
-        self._flush_now()
+        if self._released:
+            self._flush_now()
+
+    def _linger(self) -> None:
+        self.loop.call_later(LINGER, self._let_go)
 
     def _take_released(self) -> list[int]:
         released = []
@@ -201,6 +206,9 @@ class Link:
 
     def _on_messages(self, _: Connection, messages: list[Message]) -> None:
         find = self._by_cid.get
+        if not self._letting_go:
+            self._letting_go = True
+            self._linger()
         for op, rows in messages:
             if op == "finished":
                 for cid, nbytes, kind, value in rows:
@@ -249,7 +257,7 @@ class Link:
             self._released.append(cid)
             if not self._letting_go and not self.loop.is_closed():
                 self._letting_go = True
-                self.loop.call_soon_threadsafe(self.loop.call_later, LINGER, self._let_go)
+                self.loop.call_soon_threadsafe(self._linger)
 
     def _fire(self, state: FutureState) -> None:
         """Have a task run to its end though its futures go: another scheduler would have to be told."""

@@ -51,7 +51,11 @@ class Connection:
         ``host:port`` of the two ends, as far as known.
     neighbour
         The number of the peer's process, if that is one of this machine and its memory may be read (`lending`).
+    inproc
+        Whether the peer is on the same loop, where a message for itself costs no more than one of a batch.
     """
+
+    inproc = False
 
     def __init__(self) -> None:
         self.on_messages: Handler = _ignore

@@ -27,6 +27,8 @@ numbers = itertools.count(1)
 class InprocConnection(Connection):
     """One end; the other is its `other`."""
 
+    inproc = True
+
     def __init__(self, peer: str, local: str) -> None:
         super().__init__()
         self.peer, self.local = peer, local

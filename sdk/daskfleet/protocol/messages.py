@@ -33,6 +33,7 @@ scheduler → worker
     ("yield", ids)          give these back unless they have started
     ("remember_all", rows or None)  what to keep for the next scheduler, in place of what was kept; None for not to
     ("remember", rows)      rows: (key, value or None): changes of that
+    ("pace", factor)        by how much the time between heartbeats is longer than usual
 worker → scheduler
     ("done", rows)          rows: (id, attempt, nbytes, seconds, type name, value or None)
     ("erred", rows)         rows: (id, attempt, exception, traceback, text, seconds)
@@ -52,5 +53,7 @@ from __future__ import annotations
 #: A task's name, as dask has it: a string, or a tuple that starts with one.
 Key = str | int | float | tuple["Key", ...]
 
+#: Seconds between heartbeats of a worker that works, and of one that rests, in a small cluster.
+HEARTBEAT, RESTING = 0.5, 2.0
 #: Bytes up to which a result travels inside the message that reports it, and stays on the scheduler as well.
 INLINE = 8 * 1024

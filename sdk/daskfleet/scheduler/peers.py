@@ -291,11 +291,11 @@ class Peers:
         self._pulse()
 
     def _flush(self, *, now: bool = False) -> None:
-        """Decide and tell; `now` tells workers at once, which is for the end of a callback of the loop's own."""
+        """Decide and tell; `now`, for the end of a callback of the loop's own, tells workers and neighbours at once."""
         self.state.schedule()
         for peer, messages in self.state.drain():
             connection = self._connections.get(peer)
-            if connection is not None and now and type(peer) is WorkerState:
+            if connection is not None and now and (type(peer) is WorkerState or connection.inproc):
                 connection.send_now(messages)
             elif connection is not None:
                 for message in messages:

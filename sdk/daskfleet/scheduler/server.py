@@ -111,7 +111,7 @@ class Scheduler(Peers):
                 stealing=config.get("distributed.scheduler.work-stealing"),
             )
         )
-        self._worker_ttl = config.seconds("distributed.scheduler.worker-ttl", worker_ttl) or math.inf
+        self.worker_ttl = config.seconds("distributed.scheduler.worker-ttl", worker_ttl) or math.inf
         self._no_workers_timeout = config.seconds("distributed.scheduler.no-workers-timeout")
         self._unrunnable: dict[TaskState, float] = {}
         self._full_from: float | None = None
@@ -245,8 +245,8 @@ class Scheduler(Peers):
                 self._idle_from = now
             self.state.totals.recent.append((time.time(), self.state.totals.computed))
             for worker in list(self.state.workers.values()):
-                if now - worker.last_seen > self._worker_ttl:
-                    logger.warning("%r has said nothing for %g s: giving it up", worker, self._worker_ttl)
+                if now - worker.last_seen > self.worker_ttl:
+                    logger.warning("%r has said nothing for %g s: giving it up", worker, self.worker_ttl)
                     self._connections[worker].abort()
             self._give_up_unrunnable(now)
             self._tell_of_full_memory(now)

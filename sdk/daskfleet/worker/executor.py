@@ -3,7 +3,8 @@
 A pool of our own, since `concurrent.futures` spends some 30 µs a task on futures and locks that nobody here looks at. A
 thread takes a task from a C queue, runs it, serialises the result if that is small, and appends the outcome to a deque;
 only the first outcome of a burst wakes the event loop, which then takes all that have gathered. So the cost of crossing
-between threads is paid once a burst, not once a task.
+between threads is paid once a burst, not once a task. A lone outcome costs no crossing: when nothing is queued and the
+loop waits, the thread enters it (`daskfleet.entering`) and reports by itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
+from daskfleet.entering import EnterableLoop
 from daskfleet.exceptions import Reschedule, TaskStopped
 from daskfleet.importing import Lazy
 from daskfleet.protocol.messages import INLINE
@@ -114,6 +116,7 @@ class Executor:
         self._queue: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._outcomes: deque[Outcome] = deque()
         self._loop, self._report, self._worker = loop, report, worker
+        self._enter = loop.enter if isinstance(loop, EnterableLoop) else None
         self._functions: dict[bytes, Callable[..., Any]] = {}
         self._waking = False
         self.running: dict[int, tuple[Task, float]] = {}  # by thread id: what it runs and since when
@@ -191,7 +194,8 @@ class Executor:
                 try:
                     if outcome is None:
                         outcome = self._run(task, started)
-                    self.running.pop(thread, None)
+                    with self._interrupting:  # from here on nobody interrupts this thread
+                        self.running.pop(thread, None)
                     context.task = None
                     if self._interrupted and thread in self._interrupted:
                         self._calm(thread)
@@ -200,6 +204,8 @@ class Executor:
                     outcome = outcome or failure(task, error, time.perf_counter() - started)
             self._outcomes.append(outcome)
             del task, outcome
+            if self._enter is not None and self._queue.empty() and self._enter(self._take):
+                continue
             if not self._waking:
                 self._waking = True
                 try:
@@ -212,7 +218,8 @@ class Executor:
         outcomes, taken = self._outcomes, []
         while outcomes:
             taken.append(outcomes.popleft())
-        self._report(taken)
+        if taken:  # else a thread has reported them since
+            self._report(taken)
 
     def _run(self, task: Task, started: float) -> Outcome:
         try:

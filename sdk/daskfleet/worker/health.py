@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
 from typing import TYPE_CHECKING
 
 from daskfleet import config
+from daskfleet.protocol.messages import HEARTBEAT, RESTING
 from daskfleet.worker import heap
 from daskfleet.worker.memory import MemoryMonitor, own_memory, resident_memory
 
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between heartbeats, and of a worker that has nothing to do.
-HEARTBEAT, RESTING = 0.5, 2.0
 #: Share of the memory limit from which on memory is short.
 SHORT = 0.5
 #: Percent of a processor below which a worker has nothing to do.
@@ -28,10 +28,21 @@ GROWN = 4 << 20
 
 
 async def watch_memory(worker: Worker, monitor: MemoryMonitor) -> None:
-    """Spill, pause and resume as the memory fills and empties."""
+    """Spill, pause and resume as the memory fills and empties; look less often while nothing can fill it."""
     interval = config.seconds("distributed.worker.memory.monitor-interval") or 0.2
+    spent, asleep = time.process_time(), 0.0
     while worker.status != "closed":
-        await asyncio.sleep(interval)
+        spent, before = time.process_time(), spent
+        machine, worked = worker.machine, spent - before > asleep * IDLE / 100
+        if worked or worker.stirred.is_set() or machine.tasks or machine.paused:
+            worker.stirred.clear()
+            asleep = interval
+            await asyncio.sleep(interval)
+        else:
+            asleep = max(interval, RESTING)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(asleep):
+                    await worker.stirred.wait()
         resident = resident_memory()
         if resident > SHORT * monitor.limit:  # what is merely kept for reuse is not to be spilled for
             heap.give_back()
@@ -73,4 +84,4 @@ async def beat(worker: Worker) -> None:
                 "time": time.time(),
             }
             worker._scheduler.send(("heartbeat", metrics))
-        await asyncio.sleep(HEARTBEAT if worked or machine.tasks else RESTING)
+        await asyncio.sleep(worker.pace * (HEARTBEAT if worked or machine.tasks else RESTING))

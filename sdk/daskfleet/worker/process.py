@@ -23,6 +23,7 @@ import sys
 from functools import partial
 from typing import Any, NoReturn
 
+from daskfleet import entering
 from daskfleet.client.current import configure  # now: two threads that import dask and us at once would wait for ever
 from daskfleet.compat import VARIABLE, as_distributed
 from daskfleet.exceptions import DaskfleetError
@@ -51,7 +52,7 @@ def run(options: dict[str, Any], pipe: socket.socket) -> int:
     if os.environ.get(VARIABLE):
         as_distributed()
     when_imported("dask", configure)  # what tasks compute by themselves runs on the cluster, too
-    return asyncio.run(_main(options, pipe))
+    return entering.run(_main(options, pipe))
 
 
 async def _main(options: dict[str, Any], pipe: socket.socket) -> int:

@@ -139,6 +139,8 @@ class Worker:
         # How the worker before us ended: for want of "memory"; "killed" by somebody; "reconnected": it was we.
         self.predecessor = ""
         self._joined = asyncio.Event()
+        self.stirred = asyncio.Event()  # somebody has wanted something
+        self.pace = 1  # factor of the time between heartbeats, set by the scheduler
         self.machine = WorkerMachine(self.nthreads, self.resources)
         self._remembered: dict[Any, Any] | None = None  # rows, for a scheduler that comes after this one
         self.local_directory = local_directory
@@ -311,6 +313,7 @@ class Worker:
             self.scheduler_address = files.moved(self.scheduler_file, self.scheduler_address)
             return self.scheduler_address
 
+        self.pace = 1
         connection = await reach(where, self._attach, self.death_timeout, args, early=True)
         self.address = self._contact_address(connection)
         if self.predecessors_folder is not None:
@@ -383,6 +386,7 @@ class Worker:
 
     def _on_scheduler(self, _: Connection, messages: list[Message]) -> None:
         machine = self.machine
+        self.stirred.set()
         for message in messages:
             match message:
                 case ("run", rows):
@@ -421,6 +425,8 @@ class Worker:
                         self._remembered.pop(key, None)
                         if value is not None:
                             self._remembered[key] = value
+                case ("pace", factor):
+                    self.pace = factor
                 case ("close", reason):
                     self._spawn(self.close(reason))
                 case _:
@@ -549,6 +555,7 @@ class Worker:
         self._data.lender.forget(connection)
 
     async def _answer(self, connection: Connection, method: str, args: tuple[Any, ...]) -> Any:
+        self.stirred.set()
         if method in self._lasting:
             return await self._lasting[method](connection, *args)
         answer = self._handlers.get(method)

@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 from daskfleet import Client
 from daskfleet.comm import Connection, connect
-from daskfleet.worker.health import RESTING
+from daskfleet.protocol.messages import RESTING
 
 NONE = pickle.dumps(None)
 
@@ -34,7 +34,7 @@ class Simulated:
     """A worker that does nothing, very fast."""
 
     def __init__(self, number: int) -> None:
-        self.number = number
+        self.number, self.pace = number, 1
 
     async def start(self, address: str) -> None:
         self._connection = await connect(address, setup=self._attach)
@@ -59,13 +59,15 @@ class Simulated:
 
     def _hear(self, connection: Connection, messages: list[Any]) -> None:
         for message in messages:
-            if message[0] == "run":
+            if message[0] == "pace":
+                self.pace = message[1]
+            elif message[0] == "run":
                 connection.send(("done", [(row[0], row[1], 16, 1e-5, "NoneType", NONE) for row in message[1]]))
 
     def _beat(self) -> None:
         metrics = {"memory": 1 << 26, "spilled": 0, "cpu": 0.1, "executing": 0, "ready": 0, "in_memory": 0}
         self._connection.send(("heartbeat", metrics | {"time": time.time()}))
-        asyncio.get_running_loop().call_later(RESTING, self._beat)
+        asyncio.get_running_loop().call_later(RESTING * self.pace, self._beat)
 
 
 @contextmanager

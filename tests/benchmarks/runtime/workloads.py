@@ -298,9 +298,9 @@ def collections(engine: Dask, client: Any, want: Callable[[str], bool]) -> None:
         pids = list(client.run(os.getpid).values())
         processes = [psutil.Process(pid) for pid in pids]
         before = [sum(process.cpu_times()[:2]) for process in processes]
-        time.sleep(10)
+        time.sleep(30)  # of which the system counts hundredths of a second
         used = [sum(process.cpu_times()[:2]) - start for process, start in zip(processes, before, strict=True)]
-        report("idle worker, % of a core", 100 * max(used) / 10)
+        report("idle worker, % of a core", 100 * max(used) / 30)
         report("idle worker, MB private", max(process.memory_full_info().uss for process in processes) / 1e6)
 
 

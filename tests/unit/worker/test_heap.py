@@ -20,7 +20,9 @@ def grown():
 
 heap.keep_freed_memory({limit})
 start = resident_memory()
+hole = bytearray(1 << 20)
 data = bytearray(b"x") * (100 << 20)
+del hole  # for what reading the figures takes: behind the data it would hold the heap's end
 full = grown()
 del data
 freed = grown()

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from daskfleet import entering
 from daskfleet.deploy.mpi.ranks import Parts, Rank, make, world
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.security import TOKEN_VARIABLE, Security
@@ -88,7 +89,7 @@ def initialize(
         if exit:
             atexit.register(send_close_signal)
         return True
-    asyncio.run(_meet_and_serve(rank))
+    entering.run(_meet_and_serve(rank))
     if exit:
         sys.exit(0)
     return False
@@ -196,4 +197,4 @@ def execute(
             if servers is not None:
                 await servers
 
-    return asyncio.run(part())
+    return entering.run(part())

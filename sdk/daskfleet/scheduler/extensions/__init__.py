@@ -26,6 +26,7 @@ from daskfleet.scheduler.extensions.locks import MultiLocks, Semaphores
 from daskfleet.scheduler.extensions.looking import Looking
 from daskfleet.scheduler.extensions.memory_manager import MemoryManager
 from daskfleet.scheduler.extensions.metadata import Metadata
+from daskfleet.scheduler.extensions.pace import Pace
 from daskfleet.scheduler.extensions.relay import Relay
 from daskfleet.scheduler.extensions.restarting import Restarting
 from daskfleet.scheduler.extensions.results import Results
@@ -57,6 +58,7 @@ EXTENSIONS = (
     Watching,
     Spans,
     Story,
+    Pace,
 )
 
 
