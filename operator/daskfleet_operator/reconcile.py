@@ -118,9 +118,10 @@ class Reconciler:
         """Bring one cluster nearer to what is desired; returns the seconds after which to look again."""
         for _ in range(ROUNDS):
             step = plan(self._store.observed(key), self._now())
+            wakes = [step.wake_at]
             if not await self._apply(key, step.actions):
                 if step.actions:  # refused, perhaps: when to try again is known only now
-                    step = plan(self._store.observed(key), self._now())
+                    wakes.append(plan(self._store.observed(key), self._now()).wake_at)
                 break
         else:
             self._wake(key)
@@ -128,7 +129,7 @@ class Reconciler:
         if observed.cluster is None:
             self._schedulers.forget(key)
         put_off = [await self._write_status(key, observed, write) for write in statuses(observed, self._now())]
-        wake_at = min((at for at in (step.wake_at, *put_off) if at is not None), default=None)
+        wake_at = min((at for at in (*wakes, *put_off) if at is not None), default=None)
         return None if wake_at is None else max(0.01, wake_at - self._now())
 
     async def _apply(self, key: model.Key, actions: tuple[model.Action, ...]) -> bool:
