@@ -145,6 +145,13 @@ class _Following:
             await self.said.put(error)
 
 
+def timed(entry: str) -> tuple[str, str]:
+    """The time and the line of an entry of a log. No time has what the kubelet says for itself in the midst of one,
+    such as that the container is gone; and who asks for lines since such a word is refused for ever."""
+    time, _, line = entry.partition(" ")
+    return (time, line) if time[:1].isdigit() else ("", entry)
+
+
 async def _follow_pod(api: Api, path: str, container: str, lines: int | None) -> AsyncGenerator[str]:
     """The lines of one pod's log, until the pod is gone."""
     last, pause = "", PAUSE[0]
@@ -153,9 +160,9 @@ async def _follow_pod(api: Api, path: str, container: str, lines: int | None) ->
         since = last
         try:
             async for entry in api.lines(path, follow="true", timestamps="true", container=container, **where):
-                time, _, line = entry.partition(" ")
-                if since and time <= since:
-                    continue  # had before the stream was opened again
+                time, line = timed(entry)
+                if not time or (since and time <= since):
+                    continue  # not the container's, or had before the stream was opened again
                 last, since, pause = time, "", PAUSE[0]
                 yield line
         except InvalidManifest:
