@@ -124,6 +124,7 @@ def test_a_task_that_prints_a_gigabyte_is_neither_stuck_nor_kept(tmp_path: Path)
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.timeout(550)  # what moves 4 GB twice is as quick as the machine's other work lets it be
 def test_a_result_of_more_than_four_gigabytes_moves_and_arrives_whole(client: Client) -> None:
     """Over what 32 bits count, in one piece: lengths on every way are of 64."""
     size = (1 << 32) + 4096
@@ -137,8 +138,8 @@ def test_a_result_of_more_than_four_gigabytes_moves_and_arrives_whole(client: Cl
         return len(data), int(data[0]), int(data[-1])
 
     smallest = min(info["memory_limit"] for info in client.scheduler_info()["workers"].values())
-    if psutil.virtual_memory().available < 3 * size or smallest < 2 * size:
-        pytest.skip(f"needs {3 * size >> 30} GiB of free memory, and workers that may have {2 * size >> 30}")
+    if psutil.virtual_memory().available < 4 * size or smallest < 2 * size:
+        pytest.skip(f"needs {4 * size >> 30} GiB of free memory, and workers that may have {2 * size >> 30}")
     here, there = client.scheduler_info()["workers"]
     future = client.submit(large, size, workers=[here], pure=False)
     assert ends(future.result(timeout=250)) == (size, 1, 2)  # and gone again before the next copy is made
