@@ -83,7 +83,7 @@ async def test_what_keeps_ranks_from_starting_is_said(mpirun: mpi.Mpi) -> None:
     await launch
     async with asyncio.timeout(60):
         await launch.finished()
-    assert re.search(r"(?s)status \d+: .*worker on rank 0 cannot start: .*argument 'no_such_option'", launch.failure)
+    assert re.search(r"(?s)status \d+: .*worker on rank 0 cannot start: .*takes no no_such_option=", launch.failure)
 
 
 def test_without_a_launcher() -> None:
