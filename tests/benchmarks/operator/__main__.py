@@ -10,7 +10,7 @@ that retires 1,000 workers compared each with every other (190 ms, now 1). orjso
 less than the runs differ (2.6 ms up with and without, 2.4 for 2.5 down), for 8 MB less. 96 requests under way in place
 of 32 were no quicker. Nor was one request that deletes a whole wave of workers by a label of theirs (500 in 4.8 s, the
 script's 500 requests 4.7): the API server takes them one by one there, so where its etcd has a disk to wait for it is
-slower. What is left is the API server's: it spends 12 ms on a worker of ours until it runs, and 8.6 on the script's.
+slower. What is left is the API server's: it spends 15.4 ms on a worker of ours until it runs, 13.5 on the script's.
 
 What grows over clusters made and deleted, by tracemalloc and the collector's counts after 200 and after 400 of them:
 the uids of what is gone, which a late answer must not bring back, 240 bytes each and 6,000 at most. The count of all
