@@ -122,11 +122,11 @@ def seconds(key: str, given: float | str | None = None) -> float | None:
 
 def as_seconds(value: Any) -> float | None:
     """A time as users write it: seconds, a text such as ``"5 minutes"``, a timedelta, or None."""
-    if hasattr(value, "total_seconds"):
-        return float(value.total_seconds())
-    if not isinstance(value, str):
-        return None if value is None else float(value)
-    return parse_seconds(value)
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return parse_seconds(value)
+    return float(value.total_seconds() if hasattr(value, "total_seconds") else value)
 
 
 def parse_seconds(text: str) -> float:

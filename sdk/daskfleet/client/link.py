@@ -262,13 +262,11 @@ class Link:
     def _fire(self, state: FutureState) -> None:
         """Have a task run to its end though its futures go: another scheduler would have to be told."""
         self._send(("fire_and_forget", [state.cid]))
-        self._fired.add(state)
-        state.when_done(partial(self._fired.discard, state))
+        _hold_until_done(state, self._fired)
 
     def _keep(self, state: FutureState) -> None:
         """Want a task until it is done, though its futures go."""
-        self._kept.add(state)
-        state.when_done(partial(self._kept.discard, state))
+        _hold_until_done(state, self._kept)
 
     def _want(self, key: Key) -> handles.Future:
         """A future of a key that somebody else has submitted."""
@@ -276,6 +274,11 @@ class Link:
         if new:
             self._send(("want", [(state.cid, key)]))
         return handles.Future(state)
+
+
+def _hold_until_done(state: FutureState, held: set[FutureState]) -> None:
+    held.add(state)
+    state.when_done(partial(held.discard, state))
 
 
 def _is_large(message: Message) -> bool:

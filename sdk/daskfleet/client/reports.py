@@ -87,9 +87,12 @@ class get_task_stream(_Block):
 
     async def _exit(self) -> None:
         self.data.extend(await self._client._task_stream(self._start, None, None))
-        self.figure = TimelinePlot(self.data)
         if self.filename is not None:
             await asyncio.to_thread(self.figure.save, self.filename)
+
+    @property
+    def figure(self) -> TimelinePlot:
+        return TimelinePlot(self.data)
 
 
 class get_task_metadata(_Block):

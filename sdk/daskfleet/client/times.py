@@ -6,10 +6,8 @@ import time
 
 from daskfleet import config
 
-
-def seconds(timeout: float | str | None) -> float | None:
-    """Seconds, from a number or a text such as ``"10s"``; None for no limit."""
-    return config.as_seconds(timeout)
+#: Seconds, from a number or a text such as ``"10s"``; None for no limit.
+seconds = config.as_seconds
 
 
 def due(timeout: float | str | None) -> float | None:

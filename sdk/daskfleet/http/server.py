@@ -58,6 +58,11 @@ class Mounts(Router):
         self.prefix = ""
         self.others: dict[str, web.Application] = {}
 
+    def put_below(self, prefix: str | None) -> None:
+        """Answer under a path such as ``"/dask"``, with slashes around it or without; None and ``""`` are for none."""
+        path = (prefix or "").strip("/")
+        self.prefix = f"/{path}" if path else ""
+
     def find_handler(self, request: httputil.HTTPServerRequest, **kwargs: Any) -> httputil.HTTPMessageDelegate | None:
         for path, other in self.others.items():
             if request.path == path or request.path.startswith(path + "/"):

@@ -122,7 +122,7 @@ class Scheduler(Peers):
         self._idle_from: float | None = time.monotonic()  # whose clock nobody sets
         self.started = time.time()
         self.dashboard_address = None if dashboard is False else dashboard_address
-        self._dashboard_prefix = (http_prefix or "").strip("/")
+        self._http_prefix = http_prefix
         self.http: Any = None
         self._host = interface_ip(interface) if interface else host or ""
         self._port, self._scheme = port, protocol or "tcp"
@@ -161,7 +161,7 @@ class Scheduler(Peers):
             from daskfleet.scheduler.http import serve
 
             self.http = await serve(self, self.dashboard_address)
-            self.http.mounts.prefix = f"/{self._dashboard_prefix}" if self._dashboard_prefix else ""
+            self.http.mounts.put_below(self._http_prefix)
         for plugin in self._first_plugins:
             await self.plugins.add(plugin, plugin_name(plugin), False)
         await self.preloads.start()

@@ -113,13 +113,14 @@ class Worker:
         **others: Any,
     ) -> None:
         options.refuse("Worker", others)
-        self.security = Security.of(security) or Security()
+        given = Security.of(security)
+        self.security = given or Security()
         if scheduler_address is None:
             if scheduler_file is None:
                 raise ValueError("a worker needs the scheduler's address, or a scheduler_file that has it")
             info = files.read(scheduler_file)
             scheduler_address = info.address
-            self.security = info.secured(Security.of(security)) or self.security
+            self.security = info.secured(given) or self.security
         if scheduler_port is not None:
             scheduler_address = f"{scheduler_address}:{scheduler_port}"
         self.scheduler_file = scheduler_file
@@ -145,7 +146,7 @@ class Worker:
         self._remembered: dict[Any, Any] | None = None  # rows, for a scheduler that comes after this one
         self.local_directory = local_directory
         self.dashboard_address = dashboard_address or (":0" if dashboard else None)
-        self._dashboard_prefix, self._sni = (http_prefix or "").strip("/"), scheduler_sni
+        self._http_prefix, self._sni = http_prefix, scheduler_sni
         self._host = interface_ip(interface) if interface else host or ""
         self._port, self._contact = port or 0, contact_address
         self._scheme = protocol or parse_address(scheduler_address).scheme
@@ -214,7 +215,7 @@ class Worker:
             from daskfleet.worker.http import serve
 
             self._http = await serve(self, self.dashboard_address)
-            self._http.mounts.prefix = f"/{self._dashboard_prefix}" if self._dashboard_prefix else ""
+            self._http.mounts.put_below(self._http_prefix)
         self._set_up_memory(self._folder.path)
         for plugin in self._first_plugins:
             await self.plugins.put(plugin, plugin_name(plugin))
