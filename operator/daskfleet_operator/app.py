@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 LEASE_NAME = "daskfleet-operator"
 WATCHED = (POD, SERVICE, DEPLOYMENT, BUDGET)
-REST = 2e-4  # seconds between passes for each pod of a cluster, ten times what a pass computes for it
+REST = 5e-4  # seconds between passes for each pod of a cluster, some twenty times what a pass computes for it
 
 
 class Operator:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
+from daskfleet_operator import names
 from daskfleet_operator.kube.client import Api, ApiError
 from daskfleet_operator.kube.kinds import EVENT
 from daskfleet_operator.kube.objects import Pod, held_up_by
@@ -18,11 +19,14 @@ from daskfleet_operator.plan import model, status
 from daskfleet_operator.plan.autoscale import DELAY, remembered
 from daskfleet_operator.plan.idle import silent_since
 from daskfleet_operator.plan.model import Memory
+from daskfleet_operator.plan.templates import sets
 from daskfleet_operator.scheduler_api import SchedulerError
 from daskfleet_operator.schedulers import Schedulers
 from daskfleet_operator.store import Store
 
 logger = logging.getLogger(__name__)
+
+LONGEST_PAUSE = 2.0  # seconds between two questions to a scheduler that does not answer
 
 
 class Asking:
@@ -108,20 +112,51 @@ class Asking:
 
     async def await_scheduler(self, key: model.Key, action: model.AwaitScheduler) -> bool:
         """Find out beside the passes."""
-        self._beside(f"await {action.pod.uid}", self._until_it_answers(key, action.pod))
+        self._beside(f"await {action.pod.uid}", self._await_scheduler(key, action.pod))
         return False
 
-    async def _until_it_answers(self, key: model.Key, pod: Pod) -> None:
-        """Ask the pod until it answers or is gone. No watch tells: the kubelet's probes are a second apart."""
-        delay = 0.05
-        scheduler = self._schedulers.of_pod(key, pod)
-        while not await scheduler.healthy():
+    async def _await_scheduler(self, key: model.Key, pod: Pod) -> None:
+        """No watch tells: the kubelet's probes are a second apart."""
+
+        async def healthy() -> bool | None:
+            return await self._schedulers.of_pod(key, pod).healthy() or None
+
+        if await self._until_it_answers(key, pod, healthy, 0.05):
+            self._store.remember(key, lambda memory: replace(memory, scheduler_answers=pod.uid))
+            self._wake(key)
+
+    def token(self, key: model.Key) -> None:
+        """Find out beside the passes whether a scheduler that runs takes the token.
+
+        One that is given another by its users does not, and need not.
+        """
+        observed = self._store.observed(key)
+        pod = status.scheduler_pod(observed)
+        if pod is None or not pod.ip or pod.phase != "Running" or observed.cluster is None:
+            return
+        if not sets(observed.cluster["spec"]["scheduler"]["spec"], names.TOKEN_ENV):
+            self._beside(f"token {pod.uid}", self._token(key, pod))
+
+    async def _token(self, key: model.Key, pod: Pod) -> None:
+        async def takes() -> bool | None:
+            return await self._schedulers.of_pod(key, pod).takes_token()
+
+        taken = await self._until_it_answers(key, pod, takes, LONGEST_PAUSE)
+        refused_by = pod.uid if taken is False else None
+        if taken is not None and self._store.observed(key).memory.token_refused_by != refused_by:
+            self._store.remember(key, lambda memory: replace(memory, token_refused_by=refused_by))
+            self._wake(key)
+
+    async def _until_it_answers(
+        self, key: model.Key, pod: Pod, ask: Callable[[], Awaitable[bool | None]], pause: float
+    ) -> bool | None:
+        """What the pod answers in the end, asked with growing pauses; None if it is gone before."""
+        while (answer := await ask()) is None:
             if all(other.uid != pod.uid or other.deleting for other in self._store.observed(key).pods):
-                return
-            await asyncio.sleep(delay)
-            delay = min(2.0, delay * 1.2)
-        self._store.remember(key, lambda memory: replace(memory, scheduler_answers=pod.uid))
-        self._wake(key)
+                return None
+            await asyncio.sleep(pause)
+            pause = min(LONGEST_PAUSE, pause * 1.2)
+        return answer
 
     async def events(self, key: model.Key, action: model.AskEvents) -> bool:
         """What keeps a pod from being started; an operator that may not read events does without."""

@@ -9,23 +9,38 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from daskfleet_operator.kube.client import Api, ApiError
 from daskfleet_operator.kube.kinds import SECRET
-from daskfleet_operator.kube.objects import controller
+from daskfleet_operator.kube.objects import SOON, controller
 from daskfleet_operator.plan import model
 from daskfleet_operator.store import Store
 
 logger = logging.getLogger(__name__)
 
 VALID = timedelta(days=3650)
+LOST = (
+    "the Secret {secret!r} was deleted while no operator knew what is in it: the pods that run go on, but others "
+    "cannot join them. New certificates for all, for which the cluster loses what its workers hold: "
+    "kubectl annotate daskcluster {cluster} kubernetes.dask.org/rotate-tls=again --overwrite"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is in a Secret of a cluster's: its name, its owner's uid, and its data, base64 as the API server has it."""
+
+    name: str
+    owner: str | None
+    data: dict[str, str]
 
 
 class Certificates:
-    """Sees to the Secrets with certificates.
+    """Sees to the Secrets with certificates. What is in each is kept: one that is deleted comes back with the same, or
+    the pods that run would not understand those that come.
 
     Parameters
     ----------
@@ -40,43 +55,60 @@ class Certificates:
         self._store = store
         self._wake_in = wake_in
         self._now = now
+        self._kept: dict[model.Key, Kept] = {}
+
+    def forget(self, key: model.Key) -> None:
+        """The cluster is gone."""
+        self._kept.pop(key, None)
 
     async def ensure(self, key: model.Key, action: model.EnsureTls) -> bool:
         """Create the Secret; one that exists stays, unless it is an earlier cluster's, which is about to go."""
+        owner = controller(action.body)
         try:
-            before = await self._authority(key, action.previous)
-            made = make(key.name, [f"{key.name}-scheduler", f"{key.name}-scheduler.{key.namespace}.svc"], before)
-            encoded = {name: base64.b64encode(content).decode() for name, content in made.items()}
-            await self._api.create(SECRET, key.namespace, {**action.body, "data": encoded})
+            data = await self._content(key, action, owner)
+            if data is None:
+                return self._refused(key, action.name, "Lost", LOST.format(secret=action.name, cluster=key.name))
+            await self._api.create(SECRET, key.namespace, {**action.body, "data": data})
         except ApiError as error:
             if error.transient:
                 raise
             if error.reason != "AlreadyExists":
-                cluster = self._store.observed(key).cluster
-                generation = cluster["metadata"].get("generation", 0) if cluster else 0
-                refusal = model.Refusal(error.reason, error.message, self._now(), 1, generation)
-                self._store.refused(key, f"Secret/{action.name}", refusal)
+                return self._refused(key, action.name, error.reason, error.message)
+            found = await self._api.get(SECRET, key.namespace, action.name)
+            if controller(found) not in (None, owner):
+                self._wake_in(key, SOON)
                 return False
-            owner = controller(await self._api.get(SECRET, key.namespace, action.name))
-            if owner is not None and owner != controller(action.body):
-                self._wake_in(key, 0.2)
-                return False
+            data = found.get("data") or {}
+        self._kept[key] = Kept(action.name, owner, data)
         self._store.accepted(key, f"Secret/{action.name}")
-        self._store.remember(key, lambda memory: replace(memory, tls_ensured=action.name))
+        self._store.remember(key, lambda memory: replace(memory, tls_ensured=(action.name, self._now())))
         return True
 
-    async def _authority(self, key: model.Key, secret: str) -> dict[str, bytes]:
-        """Certificate and key of the authority in another Secret; nothing where that is gone."""
-        if not secret:
-            return {}
-        try:
-            found = await self._api.get(SECRET, key.namespace, secret)
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            return {}
-        data = {name: base64.b64decode(content) for name, content in (found.get("data") or {}).items()}
-        return {name: data[name] for name in ("ca.crt", "ca.key") if name in data}
+    async def _content(self, key: model.Key, action: model.EnsureTls, owner: str | None) -> dict[str, str] | None:
+        """What is to be in the Secret; None if a scheduler uses it, and what was in it is not to be had."""
+        known = self._kept.get(key)
+        if known is not None and known.owner != owner:  # of an earlier cluster by this name
+            known = None
+        if known is not None and known.name == action.name:
+            return known.data
+        if action.used:
+            found = await self._api.find(SECRET, key.namespace, action.name)
+            return None if found is None else found.get("data") or {}
+        before = known.data if known is not None and known.name == action.previous else None
+        if before is None and action.previous:
+            found = await self._api.find(SECRET, key.namespace, action.previous)
+            before = (found or {}).get("data")
+        trusted = {name: base64.b64decode((before or {}).get(name, "")) for name in ("ca.crt", "ca.key")}
+        hosts = [f"{key.name}-scheduler", f"{key.name}-scheduler.{key.namespace}.svc"]
+        made = make(key.name, hosts, {name: content for name, content in trusted.items() if content})
+        return {name: base64.b64encode(content).decode() for name, content in made.items()}
+
+    def _refused(self, key: model.Key, name: str, reason: str, message: str) -> bool:
+        """Remember it, for the cluster's conditions. Returns False: nothing was changed."""
+        cluster = self._store.observed(key).cluster
+        generation = cluster["metadata"].get("generation", 0) if cluster else 0
+        self._store.refused(key, f"Secret/{name}", model.Refusal(reason, message, self._now(), 1, generation))
+        return False
 
 
 def make(cluster: str, hosts: list[str], before: dict[str, bytes]) -> dict[str, bytes]:

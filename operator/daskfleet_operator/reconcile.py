@@ -11,21 +11,19 @@ again later by the plan. What is transient (a lost connection, a 5xx) is raised,
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
-from daskfleet_operator import names
 from daskfleet_operator.adoption import Adoption
 from daskfleet_operator.asking import Asking
 from daskfleet_operator.certificates import Certificates
 from daskfleet_operator.events import Events
 from daskfleet_operator.kube.client import JSON_PATCH, MERGE, Api, ApiError
-from daskfleet_operator.kube.kinds import AUTOSCALER, JOB, POD, SECRET, WORKERGROUP, Json, Kind
-from daskfleet_operator.kube.objects import controller, of_a_predecessor
+from daskfleet_operator.kube.kinds import AUTOSCALER, JOB, POD, WORKERGROUP, Json, Kind
+from daskfleet_operator.kube.objects import SOON, controller, of_a_predecessor
 from daskfleet_operator.metrics import Metrics
 from daskfleet_operator.plan import groups, model
 from daskfleet_operator.plan.plan import plan, statuses
@@ -34,12 +32,13 @@ from daskfleet_operator.pods import PodWriter
 from daskfleet_operator.retirement import Retirement
 from daskfleet_operator.schedulers import Schedulers
 from daskfleet_operator.store import Store
+from daskfleet_operator.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
 ROUNDS = 6
-SOON = 0.2  # seconds until Kubernetes has deleted what belonged to a resource that is gone
-COUNTS_EVERY, COUNTS_PER_POD = 0.25, 1e-3  # seconds between writes of counts: a second for a thousand pods
+# Seconds between writes of counts, two for a thousand pods: one costs the API server as much as two pods made.
+COUNTS_EVERY, COUNTS_PER_POD = 1.0, 2e-3
 Memory = model.Memory
 
 
@@ -75,17 +74,26 @@ class Reconciler:
         self._now = now
         self._pods = PodWriter(api, store)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        certificates = Certificates(api, store, wake_in, now)
+        self._certificates = certificates = Certificates(api, store, wake_in, now)
         self._adoption = Adoption(api, store, schedulers, self._pods, now)
         retirement = Retirement(
             api, store, schedulers, self._pods, self._adoption, beside=self._beside, wake_in=wake_in, now=now
         )
         asking = Asking(api, store, schedulers, beside=self._beside, wake=wake, now=now)
+        tokens = Tokens(
+            api,
+            store,
+            schedulers,
+            refused=lambda key, what, error, body: self._refused(key, what, error, self._generation(key, body)),
+            ask=asking.token,
+            wake_in=wake_in,
+            now=now,
+        )
         self._appliers: Mapping[type, Callable[[model.Key, Any], Coroutine[Any, Any, bool]]] = {
             model.Create: self._create,
             model.Replace: self._replace,
             model.TryTemplate: self._try_template,
-            model.EnsureToken: self._ensure_token,
+            model.EnsureToken: tokens.ensure,
             model.CreateWorkers: self._create_workers,
             model.Patch: self._patch,
             model.Resize: self._resize,
@@ -128,6 +136,7 @@ class Reconciler:
         observed = self._store.observed(key)
         if observed.cluster is None:
             self._schedulers.forget(key)
+            self._certificates.forget(key)
         put_off = [await self._write_status(key, observed, write) for write in statuses(observed, self._now())]
         wake_at = min((at for at in (*wakes, *put_off) if at is not None), default=None)
         return None if wake_at is None else max(0.01, wake_at - self._now())
@@ -145,7 +154,7 @@ class Reconciler:
         return any(results)
 
     async def _write_status(self, key: model.Key, observed: model.Observed, write: model.StatusWrite) -> float | None:
-        """Write what is new; counts of workers a few times a second, not for every pod. Returns when that is due."""
+        """Write what is new; counts of workers once a second, not for every pod. Returns when that is due."""
         resource = self._resource(observed, write.kind, write.name)
         if resource is None or (old := resource.get("status") or {}) == write.status:
             return None
@@ -295,26 +304,6 @@ class Reconciler:
             if isinstance(result, BaseException):
                 raise result
         return any(results)
-
-    async def _ensure_token(self, key: model.Key, action: model.EnsureToken) -> bool:
-        """Create the token Secret with the token known here, if one is, else a new one; one that exists stays."""
-        earlier = self._store.observed(key).memory.token_ensured is not None  # else an earlier cluster's, of that name
-        known = (self._schedulers.token(key) if earlier else None) or secrets.token_hex(32)
-        body = {**action.body, "stringData": {names.TOKEN_KEY: known}}
-        try:
-            await self._api.create(SECRET, key.namespace, body)
-        except ApiError as error:
-            if error.reason != "AlreadyExists":
-                return self._refused(key, f"Secret/{action.name}", error, self._generation(key, action.body))
-            found = await self._api.find(SECRET, key.namespace, action.name)
-            if found is None or of_a_predecessor(found, action.body):
-                self._wake_in(key, SOON)
-                return False
-            known = base64.b64decode((found.get("data") or {}).get(names.TOKEN_KEY, "")).decode()
-        self._schedulers.set_token(key, known)
-        self._store.accepted(key, f"Secret/{action.name}")
-        self._store.remember(key, lambda memory: replace(memory, token_ensured=self._now()))
-        return True
 
     def _generation(self, key: model.Key, body: Json) -> int:
         """The generation of the resource that `body` is made for: an edit of it makes a refusal void."""

@@ -48,6 +48,18 @@ class SchedulerApi:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
+    async def takes_token(self) -> bool | None:
+        """Whether it takes the token; None without an answer. An engine that knows no tokens takes any.
+
+        What needs the token is asked for without saying what it is to do, so that nothing is done.
+        """
+        url, limit = f"{self._base}/api/v1/retire_workers", aiohttp.ClientTimeout(total=5)
+        try:
+            async with self._session.post(url, headers=self._headers, timeout=limit) as response:
+                return None if response.status in (502, 503, 504) else response.status != 401
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return None
+
     async def adaptive_target(self, duration: str) -> int:
         """How many workers the work at hand keeps busy for `duration`, such as ``5s``."""
         answer = await self._call("GET", "adaptive_target", params={"target_duration": duration})

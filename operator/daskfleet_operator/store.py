@@ -9,7 +9,7 @@ A material change wakes the cluster's reconcile; an echo of our own status write
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -32,7 +32,7 @@ from daskfleet_operator.kube.objects import Budget, Deployment, Pod, Service, ve
 from daskfleet_operator.plan import waves
 from daskfleet_operator.plan.model import Key, Memory, Observed, Refusal
 
-BURIED = 6_000  # uids remembered: more than can be deleted while one request is under way, at 240 bytes each
+BURIED = 6_000  # uids remembered: more than can be deleted while one request is under way, at 80 bytes each
 
 T = TypeVar("T")
 Parsed = Pod | Service | Deployment | Budget
@@ -65,7 +65,8 @@ class Store:
         self._wake = wake
         self._domain = cluster_domain
         self._entries: dict[Key, Entry] = {}
-        self._buried: OrderedDict[str, None] = OrderedDict()
+        self._buried: set[int] = set()  # hashes, which take a third of what the uids would
+        self._burials: deque[int] = deque()
 
     def clusters(self) -> list[Key]:
         return list(self._entries)
@@ -76,7 +77,7 @@ class Store:
         """An object was made or changed, by whomever."""
         meta = object["metadata"]
         key = key_of(kind, object)
-        if key is None or meta["uid"] in self._buried:
+        if key is None or hash(meta["uid"]) in self._buried:
             return
         entry = self._entries.get(key)
         if entry is None:
@@ -99,12 +100,17 @@ class Store:
     def deleted(self, kind: Kind, object: Json) -> None:
         """An object is gone."""
         meta = object["metadata"]
-        self._buried[meta["uid"]] = None
-        while len(self._buried) > BURIED:
-            self._buried.popitem(last=False)
+        self._bury(hash(meta["uid"]))
         key = key_of(kind, object)
         if key is not None:
             self._drop(kind, key, meta["name"], version_of(object))
+
+    def _bury(self, uid: int) -> None:
+        if uid not in self._buried:
+            self._buried.add(uid)
+            self._burials.append(uid)
+            if len(self._burials) > BURIED:
+                self._buried.remove(self._burials.popleft())
 
     def left(self, kind: Kind, answer: Json | None) -> None:
         """What a deletion answered: the object, leaving, or as it was when it went at once; None if it was gone."""

@@ -112,7 +112,7 @@ class OperatorProcess:
 
     def http(self, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -131,7 +131,9 @@ class OperatorProcess:
     def requests(self, method: str, resource: str) -> int:
         """How many such API requests it has made."""
         total = 0
-        for line in self.http("/metrics")[1].splitlines():
+        code, text = self.http("/metrics")
+        assert code == 200, text
+        for line in text.splitlines():
             wanted = f'method="{method}",resource="{resource}"'
             if line.startswith("daskfleet_operator_api_requests_total{") and wanted in line:
                 total += int(float(line.rsplit(" ", 1)[1]))
@@ -150,7 +152,7 @@ class OperatorProcess:
         """In order; the exit code."""
         self.process.terminate()
         try:
-            return self.process.wait(timeout=20)
+            return self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self.kill()
             raise
@@ -167,6 +169,13 @@ def operator(kubeconfig: Path | str, *options: str, ready: str = "leading") -> I
         if process.process.poll() is None:
             process.stop()
         sys.stderr.write(process.output())
+
+
+def unplaced(cluster: Json) -> Json:
+    """The DaskCluster, with pods that no scheduler places: nothing happens to them, and they go as they are deleted."""
+    for half in ("scheduler", "worker"):
+        cluster["spec"][half]["spec"]["schedulerName"] = "nobody"
+    return cluster
 
 
 def cluster_manifest(name: str = "lab", replicas: int = 2, image: str = "example.invalid/nothing:1") -> Json:

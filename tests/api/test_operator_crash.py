@@ -24,7 +24,7 @@ from daskfleet_operator.plan.model import Key
 from daskfleet_operator.reconcile import Reconciler
 from daskfleet_operator.schedulers import Schedulers
 from daskfleet_operator.store import Store
-from operator_bed import cluster_manifest
+from operator_bed import cluster_manifest, unplaced
 
 LABEL = "dask.org/cluster-name="
 CHANCE = random.Random(7)
@@ -184,22 +184,13 @@ def _renamed(value: Any, name: str) -> Any:
     return value.replace(name, "NAME") if isinstance(value, str) else value
 
 
-def nowhere(spec: Json) -> Json:
-    """Pods that no scheduler places: they are gone as soon as they are deleted, and no kubelet writes to them."""
-    for half in ("scheduler", "worker"):
-        spec[half]["spec"]["schedulerName"] = "nobody"
-    return spec
-
-
 def cluster(name: str) -> tuple[Kind, Json]:
-    made = cluster_manifest(name, 2, image="example.invalid/old:1")
-    nowhere(made["spec"])
-    return CLUSTER, made
+    return CLUSTER, unplaced(cluster_manifest(name, 2, image="example.invalid/old:1"))
 
 
 def job(name: str) -> tuple[Kind, Json]:
     runner = {"schedulerName": "nobody", "containers": [{"name": "job", "image": "example.invalid/old:1"}]}
-    spec = {"job": {"spec": runner}, "cluster": {"spec": nowhere(cluster_manifest(name, 1)["spec"])}}
+    spec = {"job": {"spec": runner}, "cluster": {"spec": unplaced(cluster_manifest(name, 1))["spec"]}}
     return JOB, {"apiVersion": JOB.api_version, "kind": JOB.name, "metadata": {"name": name}, "spec": spec}
 
 
@@ -211,7 +202,7 @@ def patched(kind: Kind, suffix: str, **spec: Any) -> Callable[[Api, Key], Any]:
 
 
 def edited(api: Api, key: Key) -> Any:
-    spec = nowhere(cluster_manifest(key.name, 2, image="example.invalid/new:1")["spec"])
+    spec = unplaced(cluster_manifest(key.name, 2, image="example.invalid/new:1"))["spec"]
     spec["scheduler"]["service"]["ports"].append({"name": "more", "port": 9000})
     return api.patch(CLUSTER, key.namespace, key.name, {"spec": spec})
 
@@ -255,6 +246,7 @@ async def live(connection: Connection, key: Key, life: str, stride: float) -> tu
     return states, deaths
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("life", LIVES)
 async def test_operators_that_die_after_each_write_end_where_one_that_lives_does(
     kubernetes_api: Any, namespace: str, life: str

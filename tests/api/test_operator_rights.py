@@ -168,6 +168,17 @@ def test_rights_that_it_must_not_have(cluster_wide: Path, namespace: str, verb: 
     assert answer.stdout.strip().startswith("no"), answer.stderr
 
 
+@pytest.mark.parametrize("account", ["cluster_wide", "single_namespace"])
+def test_rights_that_nothing_above_asks_for(request: pytest.FixtureRequest, account: str, namespace: str) -> None:
+    """No job ends here, as no pod runs; and not every API server asks whether an owner may be named."""
+    kubeconfig = request.getfixturevalue(account)
+    owners = ("daskclusters", "daskworkergroups", "daskjobs")
+    for words in (["delete", "daskjobs"], *(["update", kind, "--subresource=finalizers"] for kind in owners)):
+        command = ["kubectl", f"--kubeconfig={kubeconfig}", "-n", namespace, "auth", "can-i", *words]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert answer.stdout.strip() == "yes", (words, answer.stderr)
+
+
 def test_one_namespace_means_one(single_namespace: Path) -> None:
     command = ["kubectl", f"--kubeconfig={single_namespace}", "-n", "default", "auth", "can-i", "list", "pods"]
     assert subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() == "no"

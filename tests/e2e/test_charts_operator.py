@@ -4,6 +4,7 @@ Beside it a release of the fixed cluster's chart, which this operator scales: th
 """
 
 import json
+from typing import Any
 
 import pytest
 from daskfleet import KubeCluster
@@ -16,6 +17,36 @@ SMALL = {"requests": {"cpu": "20m", "memory": "128Mi"}}
 DEFINITION = ("crd", "daskautoscalers.kubernetes.dask.org")
 
 
+def assert_the_policy_fits(cluster: Cluster, namespace: str, clusters: list[str]) -> None:
+    """The operator's NetworkPolicy is of its pod alone, and lets it go where the API server and the schedulers are.
+
+    Whether a policy is obeyed is the network plugin's affair, and that of the node from source has no policies.
+    """
+
+    def get(*words: str) -> list[dict[str, Any]]:
+        return json.loads(cluster.kubectl("get", *words, "-o", "json"))["items"]
+
+    def pods(selector: dict[str, Any]) -> list[dict[str, Any]]:
+        labels = ",".join(f"{label}={value}" for label, value in selector["matchLabels"].items())
+        return get("pods", "-n", namespace, "-l", labels, "--field-selector=status.phase=Running")
+
+    def ports(pod: dict[str, Any]) -> set[int]:
+        return {port["containerPort"] for one in pod["spec"]["containers"] for port in one.get("ports", ())}
+
+    ((policy,),) = [[item["spec"] for item in get("networkpolicies", "-n", namespace)]]
+    (operator,) = pods(policy["podSelector"])
+    assert operator["spec"]["serviceAccountName"] == "op"
+    assert {port["port"] for rule in policy["ingress"] for port in rule["ports"]} == ports(operator)
+    _, servers, schedulers = policy["egress"]
+    (service,) = get("endpointslices", "-n", "default", "-l", "kubernetes.io/service-name=kubernetes")
+    assert {port["port"] for port in service["ports"]} <= {port["port"] for port in servers["ports"]}
+    (peer,), (port,) = schedulers["to"], schedulers["ports"]
+    assert peer["namespaceSelector"] == {}
+    reached = pods(peer["podSelector"])
+    assert sorted(pod["metadata"]["labels"]["dask.org/cluster-name"] for pod in reached) == clusters
+    assert all(port["port"] in ports(pod) for pod in reached)
+
+
 @pytest.mark.timeout(400)
 def test_installed_at_work_upgraded_uninstalled(helm: str, cluster_with_images: Cluster, namespace: str) -> None:
     kubectl = cluster_with_images.kubectl
@@ -24,7 +55,7 @@ def test_installed_at_work_upgraded_uninstalled(helm: str, cluster_with_images: 
     def categories() -> list[str]:
         return json.loads(kubectl("get", *DEFINITION, "-o", "json"))["spec"]["names"]["categories"]
 
-    values = {"rbac": {"cluster": False}, "fullnameOverride": "op"}
+    values = {"rbac": {"cluster": False}, "fullnameOverride": "op", "networkPolicy": {"enabled": True}}
     notes = charted("install", "op", CHART, "--wait", "--timeout=120s", values=values)
     assert f"serves the namespace {namespace}." in notes
     kubectl(*notes.split("  kubectl ")[1].splitlines()[0].split())  # the first command in the notes
@@ -38,6 +69,7 @@ def test_installed_at_work_upgraded_uninstalled(helm: str, cluster_with_images: 
         with KubeCluster(name=f"{namespace}/mine") as release:
             assert release.adapt(minimum=2, maximum=3) is None  # the operator's, and not this session's
             release.wait_for_workers(2, timeout=60)
+            assert_the_policy_fits(cluster_with_images, namespace, ["mine", "one"])
         charted("uninstall", "mine")
         # Somebody has an old definition: an upgrade mends it, and the cluster does not notice.
         old = [{"op": "replace", "path": "/spec/names/categories", "value": ["dask", "old"]}]

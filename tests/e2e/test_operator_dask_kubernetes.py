@@ -53,7 +53,7 @@ with KubeCluster(custom_cluster_spec=spec, **options) as cluster, distributed.Cl
     assert again.name == "theirs"
     again.close()
     cluster.adapt(minimum=1, maximum=2)
-    slow = client.map(lambda n: time.sleep(0.5) or n, range(40))
+    slow = client.map(lambda n: time.sleep(0.5) or n, range(400))  # more than can be done until the second is there
     workers(client, 2)
     print("adapted", flush=True)
     client.cancel(slow)

@@ -34,6 +34,12 @@ def test_work_under_certificates_and_while_they_change(operator_in_cluster: Any,
             cluster.wait_for_workers(2, timeout=60)
             assert all(address.startswith("tls://") for address in client.scheduler_info()["workers"])
             assert secrets() == {"shut-tls"}
+            before = lab.get("secret", "shut-tls")["data"]
+            lab.kubectl("delete", "secret", "shut-tls")
+            cluster.scale(3)
+            cluster.wait_for_workers(3, timeout=60)  # a newcomer needs the Secret, and is understood
+            assert lab.get("secret", "shut-tls")["data"] == before
+            cluster.scale(2)
             kept = client.scatter([[item] for item in range(20)])  # nothing could compute these again
             lab.kubectl("annotate", "daskcluster", "shut", "kubernetes.dask.org/rotate-tls=1")
             rotated = eventually(lambda: len(found := secrets() - {"shut-tls"}) == 1 and found, "new ones", 60)

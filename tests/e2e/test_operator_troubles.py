@@ -135,14 +135,15 @@ def test_a_trouble_is_said(lab: Namespace, name: str) -> None:
     trouble = TROUBLES[name]
 
     def said(kind: str, resource: str) -> bool:
-        failure = lab.condition(kind, resource, "ReplicaFailure")
+        conditions = {item["type"]: item for item in lab.get(kind, resource)["status"]["conditions"]}
+        failure = conditions["ReplicaFailure"]
         assert failure["status"] == "True" and failure["reason"] == trouble.reason, failure
         assert trouble.words in failure["message"], failure
+        assert conditions["Ready"]["status"] == "False", conditions["Ready"]
         return True
 
     for kind, resource in resources(name):
         eventually(lambda k=kind, r=resource: said(k, r), f"the condition of {kind} {resource}")
-        assert lab.condition(kind, resource, "Ready")["status"] == "False"
         sys.stderr.write(f"{kind} {resource}: said within {seconds_until_said(lab, kind, resource):.0f} s\n")
         eventually(lambda r=resource: trouble.reason in lab.events(r), f"the event of {kind} {resource}")
     for item in trouble.missing or (manifest(name, None),):

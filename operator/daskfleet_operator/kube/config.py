@@ -11,13 +11,16 @@ import json
 import os
 import ssl
 import tempfile
+import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+TOKEN_READ = 60.0  # seconds between two looks at a token's file: it is replaced ten minutes before it ends
 
 
 class ConfigError(Exception):
@@ -26,7 +29,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class Connection:
-    """How to reach one API server. Files are read again when needed: ServiceAccount tokens rotate hourly."""
+    """How to reach one API server."""
 
     server: str
     namespace: str
@@ -41,7 +44,7 @@ class Connection:
     def bearer(self) -> str | None:
         """The current token."""
         if self.token_file is not None:
-            return Path(self.token_file).read_text().strip()
+            return _read_token(self.token_file, int(time.monotonic() // TOKEN_READ))
         return self.token
 
     def ssl_context(self) -> ssl.SSLContext | None:
@@ -55,6 +58,11 @@ class Connection:
         if self.certificate_file is not None:
             context.load_cert_chain(self.certificate_file, self.key_file)
         return context
+
+
+@lru_cache(maxsize=8)  # of this time and the one before
+def _read_token(file: str, time: int) -> str:
+    return Path(file).read_text().strip()
 
 
 async def load_connection(kubeconfig: str | None = None, context: str | None = None) -> Connection:

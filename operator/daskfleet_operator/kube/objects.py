@@ -13,6 +13,8 @@ from functools import lru_cache
 from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import Json
 
+SOON = 0.2  # seconds until Kubernetes has deleted what belonged to a resource that is gone
+
 
 @lru_cache(maxsize=256)  # a thousand pods that start together have few timestamps: they count whole seconds
 def parse_time(text: str | None) -> float | None:
@@ -59,6 +61,16 @@ class Pod:
     def staying(self) -> bool:
         """Whether it serves, and goes on to."""
         return self.ready and not self.finished and not self.deleting and self.retire_since is None
+
+    def in_trouble(self, now: float) -> bool:
+        """Whether something is wrong with it now."""
+        return (
+            self.trouble is not None and not self.deleting and (self.trouble_until is None or now < self.trouble_until)
+        )
+
+    def serves(self, now: float) -> bool:
+        """Whether it is ready. Of a container that crashed and was started again a moment ago nobody knows yet."""
+        return self.ready and not self.in_trouble(now)
 
     @classmethod
     def parse(cls, raw: Json) -> Pod:

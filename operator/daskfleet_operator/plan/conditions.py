@@ -45,6 +45,8 @@ class Reason(StrEnum):
     CONFLICTING_AUTOSCALER = "ConflictingAutoscaler"
     SCHEDULER_UNREACHABLE = "SchedulerUnreachable"
     NAME_TAKEN = "NameTaken"
+    CERTIFICATES_LOST = "CertificatesLost"
+    TOKEN_LOST = "TokenLost"
     DEPLOYMENT_NOT_FOUND = "DeploymentNotFound"
 
 

@@ -66,7 +66,7 @@ def plan_job(observed: Observed, job: Json, now: float) -> tuple[list[Action], f
         actions.append(Create(POD, name, runner_pod(observed, job)))
     elif pod.phase == "Failed" and failures <= limit(job) and counted(old, pod) and not pod.deleting:
         actions.append(DeletePod(pod, "failed, and another attempt is left"))
-    elif outdated(job, pod) and (pod.phase == "Pending" or status.in_trouble(pod, now)) and not pod.deleting:
+    elif outdated(job, pod) and (pod.phase == "Pending" or pod.in_trouble(now)) and not pod.deleting:
         actions.append(DeletePod(pod, "it does not work, and its template was edited"))
     return actions, wake_at
 

@@ -78,7 +78,8 @@ class Memory:
     looked: Mapping[str, float] = field(default_factory=dict)  # by adopted Deployment, when its pods were listed
     scheduler_answers: str | None = None  # uid of the scheduler pod whose /health was seen to answer
     token_ensured: float | None = None
-    tls_ensured: str = ""  # name of the Secret
+    token_refused_by: str | None = None  # uid of the scheduler pod that began with another token than the Secret's
+    tls_ensured: tuple[str, float] | None = None  # name of the Secret, and when
     told: Mapping[str, float] = field(default_factory=dict)  # when each status was written, by "Kind/name"
     approved: Mapping[str, str] = field(default_factory=dict)  # fingerprints of templates, see `plan.trial`
     held_up: Mapping[str, HeldUp] = field(default_factory=dict)  # by a pod's uid
@@ -143,11 +144,15 @@ class EnsureToken:
 
 @dataclass(frozen=True, slots=True)
 class EnsureTls:
-    """Create the Secret with the cluster's certificates, unless it is there; `previous` is the one that it replaces."""
+    """Create the Secret with the cluster's certificates, unless it is there.
+
+    `previous` is the one that it replaces. What is in one that is `used`, by a scheduler that runs, cannot be anew.
+    """
 
     name: str
     body: Json
     previous: str
+    used: bool
 
 
 @dataclass(frozen=True, slots=True)

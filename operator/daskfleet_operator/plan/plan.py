@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import Json
-from daskfleet_operator.plan import adopt, autoscale, groups, held_up, idle, job, scheduler, status, tls, trial, waves
+from daskfleet_operator.plan import adopt, autoscale, groups, held_up, idle, job, scheduler, status, trial, waves
 from daskfleet_operator.plan.model import Action, AwaitScheduler, Backoff, Forget, Observed, Plan, StatusWrite
 from daskfleet_operator.plan.replicas import GroupState, plan_replicas, sort_pods
 
@@ -60,10 +60,9 @@ def statuses(observed: Observed, now: float) -> tuple[StatusWrite, ...]:
 def _plan_cluster(observed: Observed, cluster: Json, wakes: list[float | None], now: float) -> list[Action]:
     suspended = scheduler.suspended(cluster)
     actions, may_start = trial.plan_trials(observed, cluster, now)
-    actions += tls.plan_tls(observed, cluster)
     may_roll = may_start and (suspended or not _workers_roll(observed, cluster))
     actions += scheduler.plan_scheduler(observed, cluster, may_start, may_roll, now)
-    wakes.append(scheduler.retry_at(observed, cluster))
+    wakes += [scheduler.retry_at(observed, cluster), scheduler.secrets_due_at(observed, cluster, now)]
     actions += groups.plan_groups(observed, cluster, may_start or observed.deployment is not None, now)
     actions += _await_scheduler(observed)
     for group in observed.groups:

@@ -55,6 +55,11 @@ class Pods:
         return sum(pod.ready for pod in self.active)
 
 
+def count_ready(pods: Sequence[Pod], now: float) -> int:
+    """How many serve."""
+    return sum(pod.serves(now) for pod in pods)
+
+
 def sort_pods(pods: Sequence[Pod], group: Json) -> Pods:
     """The group's pods that are not being deleted already. By owner: an earlier group of that name has left others.
     Those of an adopted Deployment are not the group's, and are told by their label."""
@@ -92,7 +97,7 @@ def plan_replicas(state: GroupState, pod: Json, now: float) -> tuple[list[Action
         actions.append(SetBackoff(state.name, backoff))
     actions += [DeletePod(gone, "finished") for gone in state.pods.finished]
     actions += _retire(state, now)
-    missing, surplus = balance(state)
+    missing, surplus = balance(state, now)
     if missing:
         allowed_at = attempt_at(state, backoff)
         if now >= allowed_at:
@@ -105,7 +110,7 @@ def plan_replicas(state: GroupState, pod: Json, now: float) -> tuple[list[Action
     return actions, wake_at
 
 
-def balance(state: GroupState) -> tuple[int, int]:
+def balance(state: GroupState, now: float) -> tuple[int, int]:
     """How many pods to make, and how many active ones are too many. Never both, but in a roll."""
     active = state.pods.active
     outdated = [pod for pod in active if pod.template != state.template]
@@ -115,7 +120,7 @@ def balance(state: GroupState) -> tuple[int, int]:
     surge = max(1, math.ceil(state.replicas * SURGE))
     missing = min(state.replicas - current, state.replicas + surge - len(active))
     useless = sum(not pod.ready for pod in outdated)
-    spare = state.pods.ready - state.replicas  # ready pods that the group can do without
+    spare = count_ready(active, now) - state.replicas  # pods that the group can do without
     serving = len(outdated) - useless
     surplus = useless + max(0, min(spare, serving))
     return max(0, missing), max(surplus, len(active) - state.replicas - surge, current - state.replicas)

@@ -22,7 +22,7 @@ from functools import partial
 
 from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import BUDGET, CLUSTER, DEPLOYMENT, SERVICE, Json
-from daskfleet_operator.plan import backoff, templates, tls
+from daskfleet_operator.plan import backoff, secret, templates, tls
 from daskfleet_operator.plan.model import Action, Backoff, Create, EnsureToken, Key, Observed, Refusal, Replace
 from daskfleet_operator.plan.replicas import LONGEST_REFUSED
 
@@ -43,8 +43,10 @@ def plan_scheduler(observed: Observed, cluster: Json, may_start: bool, may_roll:
     actions: list[Action] = []
     key, uid = observed.key, cluster["metadata"]["uid"]
     name = names.scheduler_name(key.name)
-    if token_due(observed, now):
+    if (due := token_due_at(observed)) is not None and now >= due:
         actions.append(token(key, cluster))
+    authority = observed.memory.refusals.get(f"Secret/{tls.secret_name(cluster)}")
+    actions += tls.plan_tls(observed, cluster, may_attempt(authority, cluster, now), now)
     wanted = service_spec(cluster, selects(observed, cluster))
     for kind, known, template, build in (
         (DEPLOYMENT, observed.deployment, scheduler_hash(cluster), deployment),
@@ -78,7 +80,7 @@ def may_attempt(refusal: Refusal | None, owner: Json, now: float) -> bool:
 
 
 def retry_at(observed: Observed, owner: Json) -> float | None:
-    """When the first of the cluster's refused objects may be tried again."""
+    """When the first of the owner's refused objects may be tried again."""
     times = [
         attempt_at(refusal, owner)
         for name, refusal in observed.memory.refusals.items()
@@ -87,15 +89,18 @@ def retry_at(observed: Observed, owner: Json) -> float | None:
     return min(times, default=None)
 
 
-def token_due(observed: Observed, now: float) -> bool:
-    """Whether to see to the Secret: once, and again when a pod misses it. It is not watched, so that the operator
-    needs no right to list Secrets."""
+def token_due_at(observed: Observed) -> float | None:
+    """When to see to the token's Secret, and whether the scheduler takes it; see `plan.secret`."""
     ensured = observed.memory.token_ensured
-    if ensured is None:
-        return True
-    name = names.token_secret_name(observed.key.name)
-    missing = any(pod.trouble and f'"{name}"' in pod.trouble[1] for pod in observed.pods if not pod.deleting)
-    return missing and now - ensured > LONGEST_REFUSED
+    if ensured is not None and secret.token_refused(observed):
+        return ensured + secret.AGAIN
+    return secret.due_at(observed, names.token_secret_name(observed.key.name), ensured)
+
+
+def secrets_due_at(observed: Observed, cluster: Json, now: float) -> float | None:
+    """When a pod that misses a Secret now gets it again."""
+    due = (token_due_at(observed), tls.due_at(observed, cluster))
+    return min((at for at in due if at is not None and at > now), default=None)
 
 
 def suspended(cluster: Json) -> bool:

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import CLUSTER, WORKERGROUP, Json
 from daskfleet_operator.kube.objects import Pod
-from daskfleet_operator.plan import scheduler, tls
+from daskfleet_operator.plan import scheduler, secret, tls
 from daskfleet_operator.plan.adopt import adopting, deployments_of
 from daskfleet_operator.plan.conditions import Reason, condition, merged
 from daskfleet_operator.plan.groups import pod_hash, replicas_of
 from daskfleet_operator.plan.model import Event, Observed, Refusal, StatusWrite
-from daskfleet_operator.plan.replicas import sort_pods
+from daskfleet_operator.plan.replicas import Pods, count_ready, sort_pods
 
 Trouble = tuple[Reason, str]
 
@@ -25,6 +25,11 @@ FAILURE = "ReplicaFailure"
 READY = "Ready"
 SCHEDULER_READY = "SchedulerReady"
 FATAL = (Reason.REFUSED, Reason.NAME_TAKEN, Reason.FORBIDDEN, Reason.DEPLOYMENT_NOT_FOUND)
+TOKEN_LOST = (
+    "the scheduler began with another token than is in the Secret {secret!r} now, which was deleted or changed while "
+    "no operator ran: what runs goes on, but other workers and clients cannot join it. To begin anew, for which the "
+    "cluster loses what its workers hold: kubectl delete pods -l dask.org/cluster-name={cluster}"
+)
 
 
 def scheduler_pod(observed: Observed) -> Pod | None:
@@ -52,25 +57,22 @@ def refusal_trouble(refusal: Refusal | None) -> Trouble | None:
         return (Reason.QUOTA_EXCEEDED if "quota" in refusal.message else Reason.FORBIDDEN), refusal.message
     if refusal.reason == "AlreadyExists":
         return Reason.NAME_TAKEN, refusal.message
+    if refusal.reason == "Lost":
+        return Reason.CERTIFICATES_LOST, refusal.message
     if refusal.reason == "NotFound":
         return Reason.DEPLOYMENT_NOT_FOUND, refusal.message
     return Reason.REFUSED, refusal.message
 
 
-def in_trouble(pod: Pod, now: float) -> bool:
-    """Whether something is wrong with the pod now."""
-    return pod.trouble is not None and not pod.deleting and (pod.trouble_until is None or now < pod.trouble_until)
-
-
 def clears_at(pods: Sequence[Pod], now: float) -> float | None:
     """When the first pod that was restarted will have held long enough, so that its trouble is over."""
-    times = [pod.trouble_until for pod in pods if pod.trouble_until is not None and in_trouble(pod, now)]
+    times = [pod.trouble_until for pod in pods if pod.trouble_until is not None and pod.in_trouble(now)]
     return min(times, default=None)
 
 
 def pods_trouble(pods: Sequence[Pod], now: float) -> Trouble | None:
     """The first of these pods' troubles, by name so that the message does not flicker between equals."""
-    troubled = [pod for pod in pods if in_trouble(pod, now)]
+    troubled = [pod for pod in pods if pod.in_trouble(now)]
     if not troubled:
         return None
     worst = min(troubled, key=lambda pod: pod.name)
@@ -109,19 +111,20 @@ def group_status(observed: Observed, group: Json, now: float) -> StatusWrite:
     old = group.get("status") or {}
     replicas = 0 if observed.cluster and scheduler.suspended(observed.cluster) else replicas_of(group)
     pods = sort_pods(observed.pods, group)
+    serving = count_ready(pods.active, now)
     trouble = group_trouble(observed, group, now)
     if observed.cluster is None:
         missing = f"the DaskCluster {observed.key.name!r} does not exist in the namespace {observed.key.namespace!r}"
         ready = condition(READY, False, Reason.CLUSTER_NOT_FOUND, missing, generation)
         trouble = Reason.CLUSTER_NOT_FOUND, missing
     else:
-        ready = _group_ready(observed.cluster, group, replicas, pods.active, bool(pods.marked), trouble)
+        ready = _group_ready(observed.cluster, group, replicas, pods, serving, trouble)
     conditions = [ready, _failure(trouble, generation)]
     labels = {names.CLUSTER_LABEL: observed.key.name, names.COMPONENT_LABEL: names.WORKER, names.GROUP_LABEL: name}
     status = {
         "observedGeneration": generation,
         "replicas": len(pods.active),
-        "readyReplicas": pods.ready,
+        "readyReplicas": serving,
         "selector": ",".join(f"{key}={value}" for key, value in labels.items()),
         "conditions": merged(old.get("conditions"), conditions, now),
         **({"retired": old["retired"]} if "retired" in old else {}),
@@ -129,11 +132,8 @@ def group_status(observed: Observed, group: Json, now: float) -> StatusWrite:
     return StatusWrite(WORKERGROUP, name, status, news(old, status))
 
 
-def _group_ready(
-    cluster: Json, group: Json, replicas: int, active: Sequence[Pod], retiring: bool, trouble: Trouble | None
-) -> Json:
-    generation = group["metadata"].get("generation", 0)
-    ready = sum(pod.ready for pod in active)
+def _group_ready(cluster: Json, group: Json, replicas: int, pods: Pods, ready: int, trouble: Trouble | None) -> Json:
+    generation, active = group["metadata"].get("generation", 0), pods.active
     template = None if "adopt" in group["spec"] else pod_hash(cluster, group)
     outdated = 0 if template is None else sum(pod.template != template for pod in active)
     if scheduler.suspended(cluster):
@@ -144,7 +144,7 @@ def _group_ready(
     if ready < replicas:
         reason, message = (trouble[0], f"{count}: {trouble[1]}") if trouble else (Reason.WORKERS_STARTING, count)
         return condition(READY, False, reason, message, generation)
-    if len(active) > replicas or retiring:
+    if len(active) > replicas or pods.marked:
         return condition(READY, True, Reason.SCALING_DOWN, "workers are being retired", generation)
     return condition(READY, True, Reason.READY, count, generation)
 
@@ -172,7 +172,8 @@ def cluster_status(observed: Observed, cluster: Json, now: float) -> StatusWrite
     stale = _stale(observed, cluster, workers)
     ready = {**scheduler_state, "type": READY}
     if scheduler_state["status"] == "True":
-        ready = _rolling(stale, trouble, generation) if stale else _cluster_ready(workers, wanted, trouble, generation)
+        serving = count_ready([pod for pod in workers if pod.retire_since is None], now)
+        ready = _rolling(stale, trouble, generation) if stale else _cluster_ready(serving, wanted, trouble, generation)
     conditions = [
         scheduler_state,
         ready,
@@ -183,7 +184,7 @@ def cluster_status(observed: Observed, cluster: Json, now: float) -> StatusWrite
         "phase": phase(observed, cluster, now),
         "observedGeneration": generation,
         "replicas": len(active),
-        "readyReplicas": sum(pod.ready for pod in active),
+        "readyReplicas": count_ready(active, now),
         "selector": ",".join(f"{key}={value}" for key, value in labels.items()),
         "conditions": merged(old.get("conditions"), conditions, now),
     }
@@ -258,6 +259,9 @@ def scheduler_trouble(observed: Observed, now: float) -> Trouble | None:
     if observed.deployment is not None and observed.deployment.refusal is not None:
         quota = "quota" in observed.deployment.refusal
         return (Reason.QUOTA_EXCEEDED if quota else Reason.REFUSED), observed.deployment.refusal
+    if secret.token_refused(observed):
+        lost = TOKEN_LOST.format(secret=names.token_secret_name(observed.key.name), cluster=observed.key.name)
+        return Reason.TOKEN_LOST, lost
     pod = scheduler_pod(observed)
     return None if pod is None else pods_trouble([pod], now)
 
@@ -277,7 +281,9 @@ def _scheduler_condition(observed: Observed, cluster: Json, now: float) -> Json:
     generation = cluster["metadata"].get("generation", 0)
     if scheduler.suspended(cluster):
         return condition(SCHEDULER_READY, False, Reason.SUSPENDED, "spec.suspend is true", generation)
-    if (trouble := scheduler_trouble(observed, now)) and not scheduler_ready(observed):
+    pod = scheduler_pod(observed)
+    unproven = pod is not None and pod.in_trouble(now)
+    if (trouble := scheduler_trouble(observed, now)) and (unproven or not scheduler_ready(observed)):
         return condition(SCHEDULER_READY, False, trouble[0], trouble[1], generation)
     if not scheduler_ready(observed):
         message = "the scheduler's pod is starting"
@@ -288,8 +294,7 @@ def _scheduler_condition(observed: Observed, cluster: Json, now: float) -> Json:
     return condition(SCHEDULER_READY, True, Reason.READY, "the scheduler runs", generation)
 
 
-def _cluster_ready(workers: Sequence[Pod], wanted: int, trouble: Trouble | None, generation: int) -> Json:
-    ready = sum(pod.ready and pod.retire_since is None for pod in workers)
+def _cluster_ready(ready: int, wanted: int, trouble: Trouble | None, generation: int) -> Json:
     count = f"{ready} of {wanted} workers are ready"
     if ready >= wanted:
         return condition(READY, True, Reason.READY, count, generation)

@@ -56,6 +56,11 @@ def with_env(spec: Json, *variables: Json) -> Json:
     return spec
 
 
+def sets(spec: Json, variable: str) -> bool:
+    """Whether a container of the pod spec sets the variable itself."""
+    return any(item["name"] == variable for container in spec["containers"] for item in container.get("env") or ())
+
+
 def scheduler_address(cluster: str, namespace: str, domain: str, scheme: str = "tcp") -> str:
     return f"{scheme}://{names.scheduler_name(cluster)}.{namespace}.svc.{domain}:{names.COMM_PORT}"
 

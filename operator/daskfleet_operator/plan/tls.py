@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from daskfleet_operator import names
 from daskfleet_operator.kube.kinds import CLUSTER, Json
-from daskfleet_operator.plan import templates
-from daskfleet_operator.plan.model import Action, EnsureTls, Key, Observed
+from daskfleet_operator.plan import secret, templates
+from daskfleet_operator.plan.model import Action, EnsureTls, Forget, Key, Observed
 
 PREFIX = "DASK_DISTRIBUTED__COMM__"
 #: Variables, and the keys in the Secret that they take their values from. The authority's own key is for no pod.
@@ -37,17 +37,34 @@ def secret_name(cluster: Json) -> str | None:
     return f"{name}-{templates.fingerprint(turn)}" if turn else name
 
 
-def plan_tls(observed: Observed, cluster: Json) -> list[Action]:
-    """Make the Secret, once."""
+def due_at(observed: Observed, cluster: Json) -> float | None:
+    """When to see to the Secret; see `plan.secret`."""
     name = secret_name(cluster)
-    if name is None or observed.memory.tls_ensured == name:
-        return []
-    known = observed.deployment
-    previous = known.tls_secret if known is not None and known.owner == cluster["metadata"]["uid"] else ""
-    return [EnsureTls(name, _secret(observed.key, cluster, name), previous if previous != name else "")]
+    if name is None:
+        return None
+    ensured = observed.memory.tls_ensured
+    return secret.due_at(observed, name, ensured[1] if ensured is not None and ensured[0] == name else None)
 
 
-def _secret(key: Key, cluster: Json, name: str) -> Json:
+def plan_tls(observed: Observed, cluster: Json, may_attempt: bool, now: float) -> list[Action]:
+    """See to the Secret, and forget what was refused of one by an earlier name."""
+    name = secret_name(cluster)
+    ours = f"Secret/{names.tls_secret_name(observed.key.name)}"
+    stale = (what for what in observed.memory.refusals if what.startswith(ours) and what != f"Secret/{name}")
+    actions: list[Action] = [Forget(what) for what in stale]
+    due = due_at(observed, cluster)
+    if name is not None and may_attempt and due is not None and now >= due:
+        known = observed.deployment
+        serving = known.tls_secret if known is not None and known.owner == cluster["metadata"]["uid"] else ""
+        used = serving == name and any(
+            pod.component == names.SCHEDULER and pod.phase == "Running" and not pod.deleting for pod in observed.pods
+        )
+        body = secret_body(observed.key, cluster, name)
+        actions.append(EnsureTls(name, body, serving if serving != name else "", used))
+    return actions
+
+
+def secret_body(key: Key, cluster: Json, name: str) -> Json:
     """The Secret without its content: keys are drawn where I/O is done."""
     head = {
         "name": name,

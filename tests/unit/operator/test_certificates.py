@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from daskfleet_operator import certificates, names
-from daskfleet_operator.plan import groups, model, scheduler, tls
+from daskfleet_operator.plan import groups, model, scheduler, secret, tls
 from daskfleet_operator.plan.model import Memory
 from daskfleet_operator.plan.plan import plan
 from operator_builders import KEY, NOW, Json, cluster, group, made_objects, observed, pod
@@ -43,34 +43,50 @@ def test_every_container_finds_its_certificates_and_a_tls_address() -> None:
 def test_without_tls_nothing_is_added() -> None:
     made = groups.worker_pod(KEY, cluster(), group(), "cluster.local")["spec"]
     assert not any("__TLS__" in name for name in variables(made["containers"][0]))
-    assert tls.plan_tls(observed(), cluster()) == []
+    assert tls.plan_tls(observed(), cluster(), True, NOW) == []
 
 
 def test_the_secret_is_made_once_and_anew_when_it_is_asked_for() -> None:
     c = encrypted()
-    (made,) = tls.plan_tls(observed(c, deployment=None), c)
+    (made,) = tls.plan_tls(observed(c, deployment=None), c, True, NOW)
     assert isinstance(made, model.EnsureTls) and (made.name, made.previous) == (FIRST, "")
-    known = Memory(token_ensured=NOW, tls_ensured=FIRST)
-    assert tls.plan_tls(observed(c, memory=known), c) == []
+    known = Memory(token_ensured=NOW, tls_ensured=(FIRST, NOW))
+    assert tls.plan_tls(observed(c, memory=known), c, True, NOW) == []
     running = replace(made_objects(c)["deployment"], tls_secret=FIRST)
     rotated = encrypted("2")
-    (anew,) = tls.plan_tls(observed(rotated, deployment=running, memory=known), rotated)
-    assert isinstance(anew, model.EnsureTls) and anew.name != FIRST and anew.previous == FIRST
+    (anew,) = tls.plan_tls(observed(rotated, deployment=running, memory=known), rotated, True, NOW)
+    assert isinstance(anew, model.EnsureTls) and anew.name != FIRST and anew.previous == FIRST and not anew.used
+
+
+def test_a_secret_that_a_pod_misses_is_made_again_and_what_runs_is_not_forgotten() -> None:
+    c = encrypted()
+    running = replace(made_objects(c)["deployment"], tls_secret=FIRST)
+    trouble = ("ContainerConfigError", f'pod x: the container cannot be started: secret "{FIRST}" not found')
+    state = observed(c, (pod(ready=False, trouble=trouble),), deployment=running)
+    state = replace(state, memory=replace(state.memory, tls_ensured=(FIRST, NOW)))
+    assert tls.plan_tls(state, c, True, NOW + 1) == [] and tls.due_at(state, c) == NOW + secret.AGAIN
+    (again,) = tls.plan_tls(state, c, True, NOW + secret.AGAIN)
+    assert isinstance(again, model.EnsureTls) and (again.name, again.previous, again.used) == (FIRST, "", True)
+    assert tls.plan_tls(state, c, False, NOW + secret.AGAIN) == []  # it was refused a moment ago
+    refused = {f"Secret/{FIRST}": model.Refusal("Lost", "no", NOW, 1, 1)}
+    state = replace(state, memory=replace(state.memory, refusals=refused))
+    assert model.Forget(f"Secret/{FIRST}") in tls.plan_tls(state, encrypted("2"), True, NOW)
 
 
 def test_a_rotation_rolls_the_workers_and_the_scheduler_last() -> None:
     c, rotated = encrypted(), encrypted("2")
     workers = tuple(pod(template=groups.pod_hash(c, group())) for _ in range(2))
     running = replace(made_objects(c)["deployment"], tls_secret=FIRST)
-    known = Memory(token_ensured=NOW, tls_ensured=str(tls.secret_name(rotated)))
-    approved = replace(observed(rotated, workers), deployment=running, memory=known)
+    known = Memory(token_ensured=NOW, tls_ensured=(str(tls.secret_name(rotated)), NOW))
+    seen = replace(observed(rotated, workers), deployment=running, memory=known)
+    (trial,) = [action for action in plan(seen, NOW).actions if isinstance(action, model.TryTemplate)]
+    assert trial.what == "Template/scheduler"  # it comes before the replacement
+    approved = replace(seen, memory=replace(known, approved={trial.what: trial.fingerprint}))
     kinds = {type(action) for action in plan(approved, NOW).actions}
     assert model.CreateWorkers in kinds and model.Replace not in kinds
     fresh = tuple(pod(template=groups.pod_hash(rotated, group())) for _ in range(2))
-    trials = [
-        action for action in plan(replace(approved, pods=fresh), NOW).actions if type(action) is model.TryTemplate
-    ]
-    assert {trial.what for trial in trials} == {"Template/scheduler"}  # what comes before its replacement
+    replaced = [action for action in plan(replace(approved, pods=fresh), NOW).actions if type(action) is model.Replace]
+    assert [action.kind.name for action in replaced] == ["Deployment"]
 
 
 def context(folder: Path, made: dict[str, bytes], purpose: int) -> ssl.SSLContext:

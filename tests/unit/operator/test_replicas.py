@@ -232,6 +232,24 @@ def test_a_roll_to_a_broken_template_stops_with_the_old_pods_serving() -> None:
     assert sum(p.ready for p in world.active()) == 4
 
 
+def test_a_roll_to_a_template_that_crashes_goes_on_only_when_its_pods_have_held() -> None:
+    world = with_pods(4)
+    world.image = "crashes"
+    settle(world)
+    (new,) = [p for p in world.active() if not p.ready]
+    crashed = {"trouble": ("CrashLoop", "it fell"), "trouble_until": world.now + 10}
+    # Started again a moment ago, to the kubelet it is ready.
+    world.pods[new.name] = replace(new, ready=True, phase="Running", **crashed)  # type: ignore[arg-type]
+
+    def old() -> int:
+        settle(world)
+        return sum(p.template != new.template for p in world.active())
+
+    assert old() == 4
+    world.now += 10
+    assert old() == 3
+
+
 def test_mending_a_broken_template_replaces_what_never_ran_at_once() -> None:
     world = World(replicas=4, image="broken")
     settle(world)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import aiohttp
 import pytest
-from daskfleet import Client, Scheduler, Worker
+from daskfleet import Client, Scheduler, Security, Worker
 from daskfleet_operator.scheduler_api import SchedulerApi, SchedulerError, pods_of
 from operator_builders import pod
 
@@ -27,6 +27,36 @@ def test_several_workers_of_a_pod_are_one_pod() -> None:
 
 def test_strangers_are_nobodys() -> None:
     assert pods_of([{"name": "x", "address": "tcp://192.0.2.1:1"}], [FIRST, SECOND]) == []
+
+
+async def test_victims_are_named_among_those_asked_for_alone() -> None:
+    async with (
+        Scheduler(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0") as scheduler,
+        Worker(scheduler.address, nthreads=1, name="full") as full,
+        Worker(scheduler.address, nthreads=1, name="empty"),
+        Client(scheduler.address, asynchronous=True, set_as_default=False) as client,
+        aiohttp.ClientSession() as session,
+    ):
+        kept = await client.scatter([bytes(1_000_000)], workers=[full.address])
+        api = SchedulerApi(session, f"http://127.0.0.1:{scheduler.dashboard_port}", {})
+        both = [pod("full"), pod("empty")]
+        assert [victim.name for victim in await api.workers_to_close(1, both)] == ["empty"]
+        assert [victim.name for victim in await api.workers_to_close(1, both[:1])] == ["full"]
+        del kept
+
+
+async def test_whether_a_scheduler_takes_the_token() -> None:
+    async with aiohttp.ClientSession() as session:
+        async with Scheduler(
+            host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0", security=Security(token="right")
+        ) as scheduler:
+            base = f"http://127.0.0.1:{scheduler.dashboard_port}"
+            takes = [
+                await SchedulerApi(session, base, {"Authorization": f"Bearer {token}"}).takes_token()
+                for token in ("right", "wrong")
+            ]
+            assert takes == [True, False]
+        assert await SchedulerApi(session, base, {}).takes_token() is None
 
 
 async def test_nobody_retires_before_an_heir_has_joined() -> None:

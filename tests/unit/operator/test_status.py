@@ -103,6 +103,36 @@ def test_a_restarted_container_has_to_hold_before_its_trouble_clears() -> None:
     assert conditions(later)["ReplicaFailure"]["status"] == "False"
 
 
+@pytest.mark.parametrize("of", ["worker", "scheduler"])
+def test_nothing_is_ready_while_its_trouble_stands(of: str) -> None:
+    """The kubelet calls a container without a probe ready as it starts, also one that crashes every second."""
+    trouble = {"trouble": ("CrashLoop", "it fell"), "trouble_until": NOW + 5}
+    ours = {"worker": (pod(**trouble), scheduler_pod()), "scheduler": (pod(), scheduler_pod(**trouble))}[of]
+    state = replace(observed(), pods=(pod(), *ours))
+    assert state.cluster is not None
+
+    def said(now: float) -> list[tuple[str, str, int]]:
+        writes = [status.cluster_status(state, state.cluster, now)]  # type: ignore[arg-type]
+        writes += [status.group_status(state, state.groups[0], now)] * (of == "worker")
+        ready = [conditions(write)["Ready"] for write in writes]
+        return [
+            (it["status"], it["reason"], write.status["readyReplicas"]) for it, write in zip(ready, writes, strict=True)
+        ]
+
+    count = 1 if of == "worker" else 2
+    assert set(said(NOW)) == {("False", "CrashLoop", count)}
+    assert set(said(NOW + 5)) == {("True", "Ready", 2)}
+
+
+def test_a_token_that_the_scheduler_does_not_take_is_said_until_its_pod_goes() -> None:
+    state = observed(memory=model.Memory(token_ensured=NOW, token_refused_by="c-scheduler-x-uid"))
+    failure = conditions(of_cluster(state))["ReplicaFailure"]
+    assert failure["reason"] == Reason.TOKEN_LOST
+    assert "'c-token'" in failure["message"] and "kubectl delete pods -l dask.org/cluster-name=c" in failure["message"]
+    for pods in ((scheduler_pod(deleting=True),), (replace(scheduler_pod(), uid="another"),)):
+        assert conditions(of_cluster(replace(state, pods=pods)))["ReplicaFailure"]["status"] == "False"
+
+
 def test_a_group_without_its_cluster_says_so() -> None:
     write = of_group(replace(observed(), cluster=None))
     assert conditions(write)["Ready"]["reason"] == Reason.CLUSTER_NOT_FOUND

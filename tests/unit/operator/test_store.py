@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from daskfleet_operator import names
+import pytest
+from daskfleet_operator import names, store
 from daskfleet_operator.kube.kinds import CLUSTER, POD, WORKERGROUP, Kind
 from daskfleet_operator.plan.model import Key
 from daskfleet_operator.store import Store
@@ -137,3 +138,14 @@ def test_a_groups_record_marks_its_pods_in_whatever_order_they_are_seen() -> Non
     assert marks(*pods, (WORKERGROUP, versioned(group(), 4))) == {"wave-1": False, "wave-2": False}
     assert marks(*pods, (WORKERGROUP, versioned(group(), 4)), (WORKERGROUP, marked)) == expected
     assert marks((WORKERGROUP, marked), *pods) == expected
+
+
+def test_only_the_latest_of_the_gone_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "BURIED", 3)
+    woken = Woken()
+    for _ in range(2):  # each deletion is told twice, by its answer and by a watch
+        for name in "abcd":
+            woken.store.deleted(POD, raw_pod(name, version=20))
+    for name in "abcd":
+        woken.store.changed(POD, raw_pod(name, version=10))
+    assert {pod.name for pod in woken.store.observed(KEY).pods} == {"a"}

@@ -183,8 +183,19 @@ def test_a_pod_that_misses_the_token_has_it_made_again() -> None:
     trouble = ("ContainerConfigError", 'pod x: the container cannot be started: secret "c-token" not found')
     state = observed(pods=(pod(ready=False, trouble=trouble),))
     state = replace(state, memory=replace(state.memory, token_ensured=NOW - 100))
-    assert scheduler.token_due(state, NOW)
-    assert not scheduler.token_due(replace(state, memory=replace(state.memory, token_ensured=NOW - 1)), NOW)
+    assert scheduler.token_due_at(state) == NOW - 95
+    assert scheduler.plan_scheduler(state, cluster(), True, True, NOW) == [scheduler.token(KEY, cluster())]
+    state = replace(state, memory=replace(state.memory, token_ensured=NOW - 1))
+    assert scheduler.plan_scheduler(state, cluster(), True, True, NOW) == []
+    assert scheduler.secrets_due_at(state, cluster(), NOW) == NOW + 4
+
+
+def test_a_scheduler_that_does_not_take_the_token_is_asked_again() -> None:
+    state = observed()
+    assert scheduler.token_due_at(state) is None
+    state = replace(state, memory=replace(state.memory, token_refused_by="c-scheduler-x-uid", token_ensured=NOW - 1))
+    assert scheduler.secrets_due_at(state, cluster(), NOW) == NOW + 4
+    assert scheduler.plan_scheduler(state, cluster(), True, True, NOW + 4) == [scheduler.token(KEY, cluster())]
 
 
 # --- the default group follows its cluster -------------------------------------------------------------------------
