@@ -17,7 +17,6 @@ from concurrent.futures import TimeoutError as ThreadTimeoutError
 from typing import Any, ParamSpec, TypeVar
 
 from daskfleet.entering import EnterableLoop
-from daskfleet.exceptions import CancelledError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,37 +76,20 @@ def sync(
         name = getattr(function, "__qualname__", repr(function))
         raise RuntimeError(f"{name} blocks and was called on the event loop: pass asynchronous=True and await it")
 
-    return wait(asyncio.run_coroutine_threadsafe(carried(function(*args, **kwargs)), loop))
+    return wait(asyncio.run_coroutine_threadsafe(awaited(function(*args, **kwargs)), loop))
 
 
-class Lost:
-    """Instead of a result: our own `CancelledError`, which would end as asyncio's, without its words."""
-
-    def __init__(self, error: CancelledError) -> None:
-        self.error = error
+async def awaited(awaitable: Awaitable[T]) -> T:
+    """`awaitable` as a coroutine, which is all that `asyncio.run_coroutine_threadsafe` takes."""
+    return await awaitable
 
 
-async def carried(awaitable: Awaitable[T]) -> T | Lost:
-    """What `awaitable` returns or raises, to be read by `read` in another thread."""
-    try:
-        return await awaitable
-    except CancelledError as error:
-        return Lost(error)
-
-
-def read(result: T | Lost) -> T:
-    """The result of something `carried`."""
-    if isinstance(result, Lost):
-        raise result.error
-    return result
-
-
-def wait(future: ThreadFuture[T | Lost]) -> T:
+def wait(future: ThreadFuture[T]) -> T:
     """Wait for `future`, letting signals through; a KeyboardInterrupt cancels it."""
     try:
         while True:
             try:
-                return read(future.result(timeout=1))
+                return future.result(timeout=1)
             except ThreadTimeoutError:
                 if future.done():  # the coroutine's own TimeoutError, not our slice's
                     raise

@@ -83,6 +83,11 @@ class Actor:
         return sorted({*object.__dir__(self), *(name for name in dir(self._cls) if not name.startswith("_"))})
 
     @property
+    def key(self) -> Key:
+        """Of the task that has made it."""
+        return self._key
+
+    @property
     def _client(self) -> Client:
         return self._future.client if self._future is not None else current_client()
 

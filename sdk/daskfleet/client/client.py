@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Client(Looking, Extending):
     """Submits work to a scheduler and gets the results.
 
+    In difference from distributed, all but `address` is given by keyword.
+
     Parameters
     ----------
     address

@@ -1,4 +1,8 @@
-"""A client's life, and calls to its scheduler and workers; what is said in between is `link`'s."""
+"""A client's life, and calls to its scheduler and workers; what is said in between is `link`'s.
+
+`Client` is a stack of classes, each a module with the methods of one purpose: this one, then submitting, collections,
+looking and so on up to `extending`. Half of these modules are docstrings: they are what users read.
+"""
 
 from __future__ import annotations
 
@@ -256,6 +260,9 @@ class Core(Link):
     def current(cls, allow_global: bool = True) -> Client:
         """The client of the calling task, thread or coroutine (`as_current`), or else the process's default.
 
+        In difference from distributed ``with Client(…)`` alone makes a client the default, and not the one of its
+        context, which is what is left with ``allow_global=False``.
+
         Raises
         ------
         ValueError
@@ -338,9 +345,9 @@ class Core(Link):
         if not in_task():
             return loops.sync(self.loop, function, *args)
 
-        answer = asyncio.run_coroutine_threadsafe(loops.carried(function(*args)), self.loop)
+        answer = asyncio.run_coroutine_threadsafe(loops.awaited(function(*args)), self.loop)
         try:
-            return loops.read(answer.result(PATIENCE))
+            return answer.result(PATIENCE)
         except TimeoutError:
             if answer.done():
                 raise

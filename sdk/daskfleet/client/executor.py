@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
@@ -25,9 +26,17 @@ class CompatibleExecutor(Executor):
     **options
         Of `Client.submit`, for every call: ``pure``, ``workers``, ``resources``, ``retries``, ``priority``, …. Unlike
         there, equal calls run each by themselves unless ``pure=True``.
+
+    Raises
+    ------
+    TypeError
+        `submit` has no such option.
     """
 
     def __init__(self, client: Client, **options: Any) -> None:
+        wrong = [name for name in options if name not in _submit_options(client)]
+        if wrong:
+            raise TypeError(f"get_executor() takes no {', '.join(wrong)}: Client.submit has no such option")
         self._client = client
         self._options = {"pure": False, **options}
         self._closed = False
@@ -93,6 +102,11 @@ class CompatibleExecutor(Executor):
             from concurrent.futures import wait as wait_for
 
             wait_for(pending)
+
+
+def _submit_options(client: Client) -> list[str]:
+    parameters = inspect.signature(client.submit).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
 class _Cancellable(ThreadFuture[Any]):

@@ -44,23 +44,29 @@ class Extending(Running, Sharing):
         idempotent
             Do nothing if there is one of that name; by default the plugin's own attribute.
 
+        Returns
+        -------
+        dict
+            ``{worker: {"status": "OK"}}``; None for a `SchedulerPlugin`.
+
         Raises
         ------
         DaskfleetError
-            It failed on workers; the message has each one's error.
+            It failed on workers; the message has each one's error. (distributed raises the first of these errors.)
         """
         return self._sync(self._register, plugin, name, idempotent)
 
-    async def _register(self, plugin: Any, name: str | None = None, idempotent: bool | None = None) -> None:
+    async def _register(self, plugin: Any, name: str | None = None, idempotent: bool | None = None) -> Any:
         kind = kind_of(plugin)
         if idempotent is None:
             idempotent = bool(getattr(plugin, "idempotent", False))
         name = name or plugin_name(plugin)
-        _raise(await self._call("plugin_register", kind, name, dumps_by_value(plugin), idempotent))
+        done = _done(await self._call("plugin_register", kind, name, dumps_by_value(plugin), idempotent))
         if getattr(plugin, "restart_workers", False):
             await self._restart_workers([], None, True)
+        return None if kind == "scheduler" else done
 
-    def unregister_worker_plugin(self, name: str, nanny: bool = False) -> Any:
+    def unregister_worker_plugin(self, name: str, nanny: bool | None = None) -> Any:
         """Tear down a worker plugin, or with `nanny` a nanny plugin, everywhere.
 
         Raises
@@ -71,11 +77,12 @@ class Extending(Running, Sharing):
         return self._sync(self._unregister, "nanny" if nanny else "worker", name)
 
     def unregister_scheduler_plugin(self, name: str) -> Any:
-        """Close a scheduler plugin; raises as `unregister_worker_plugin` does."""
+        """Close a scheduler plugin, which distributed leaves open; raises as `unregister_worker_plugin` does."""
         return self._sync(self._unregister, "scheduler", name)
 
-    async def _unregister(self, kind: str, name: str) -> None:
-        _raise(await self._call("plugin_unregister", kind, name))
+    async def _unregister(self, kind: str, name: str) -> Any:
+        done = _done(await self._call("plugin_unregister", kind, name))
+        return None if kind == "scheduler" else done
 
     def register_worker_callbacks(self, setup: Callable[..., Any]) -> Any:
         """Call a function on every worker, those that join later too; a parameter ``dask_worker`` is given it."""
@@ -117,6 +124,17 @@ class Extending(Running, Sharing):
     ) -> Any:
         """Start workers anew; the others compute again what is needed of their data.
 
+        Workers without a nanny (``processes=False``), which distributed refuses, drop what they hold as in `restart`.
+
+        Parameters
+        ----------
+        workers
+            Their names or addresses.
+        timeout
+            Seconds (or a text) to wait for them, 120 by default.
+        raise_for_error
+            Raise when one is not back in time, instead of saying so in what is returned.
+
         Returns
         -------
         dict
@@ -125,7 +143,9 @@ class Extending(Running, Sharing):
         Raises
         ------
         TimeoutError
-            With `raise_for_error`, when one was not back in time (120 s by default).
+            With `raise_for_error`, when one was not back in time.
+        ValueError
+            One is not there; the message says which there are. The others go on as they are.
         """
         return self._sync(self._restart_some, worker_names(workers), seconds(timeout), raise_for_error)
 
@@ -165,7 +185,9 @@ class Extending(Running, Sharing):
         return self._sync(self._unregister, "worker", topic_of(logger_name))
 
 
-def _raise(rows: Iterable[tuple[str, str]]) -> None:
+def _done(rows: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
+    rows = list(rows)
     failed = [f"{address}: {error}" for address, error in rows if error]
     if failed:
         raise DaskfleetError(f"the plugin failed on {len(failed)} workers: " + "; ".join(failed))
+    return {address: {"status": "OK"} for address, _ in rows}

@@ -57,7 +57,10 @@ class Future(TaskRef):
 
     @property
     def type(self) -> str | None:
-        """The name of the result's type, once it is there."""
+        """The name of the result's type, once it is there.
+
+        In difference from distributed not the type itself, which would have to be pickled with every result.
+        """
         return self._state.type
 
     def done(self) -> bool:

@@ -157,7 +157,8 @@ class Gathering(Core):
         Parameters
         ----------
         errors
-            ``"raise"`` the first error, or ``"skip"`` what failed (in flat lists and iterators).
+            ``"raise"`` the first error, or ``"skip"`` what failed: left out of whatever it is in. (distributed puts
+            None into dicts; and of an iterator it returns one, where here is a list.)
         direct
             Whether to fetch large results from the workers themselves; by default as the client does.
 

@@ -69,6 +69,11 @@ class Semaphore(Named):
     def release(self) -> Any:
         """Give back the lease that this object took first.
 
+        Returns
+        -------
+        bool
+            True.
+
         Raises
         ------
         RuntimeError
@@ -76,17 +81,21 @@ class Semaphore(Named):
         """
         return self._sync(self._release)
 
-    async def _release(self) -> None:
+    async def _release(self) -> bool:
         if not self._leases:
             raise RuntimeError(f"{self!r} is not held")
         await self.client._call("semaphore_release", self.name, self._leases.popleft())
+        return True
 
     def get_value(self) -> Any:
         """How many leases are taken."""
         return self._ask("semaphore_value")
 
     def close(self) -> Any:
-        """Forget the semaphore; leases that are out are worth nothing any more."""
+        """Forget the semaphore; leases that are out are worth nothing any more.
+
+        In difference from distributed it can be used again, and begins anew then.
+        """
         self._leases.clear()
         return self._ask("semaphore_close")
 
@@ -200,14 +209,18 @@ class MultiLock(Named):
 
         Raises
         ------
-        RuntimeError
+        ValueError
             They are not held.
         """
         return self._sync(self._release)
 
+    def locked(self) -> bool:
+        """Whether this object holds them."""
+        return self._lease is not None
+
     async def _release(self) -> None:
         if self._lease is None:
-            raise RuntimeError(f"{self!r} is not held")
+            raise ValueError(f"{self!r} is not held")
         lease, self._lease = self._lease, None
         await self.client._call("multilock_release", lease)
 

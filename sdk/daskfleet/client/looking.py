@@ -1,4 +1,7 @@
-"""Looking at the cluster: who is there, who has what, who does what."""
+"""Looking at the cluster: who is there, who has what, who does what.
+
+Some thirty methods of a few lines each, most of them docstring and one call: long, but with nothing to hold in mind.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,7 @@ class Looking(Collections):
         return {worker["address"]: worker["nthreads"] for worker in chosen}
 
     def who_has(self, futures: Any = None) -> Any:
-        """The addresses of the workers that hold each key."""
+        """The addresses of the workers that hold each key; of keys that the scheduler does not know, nothing."""
         return self._sync(self._dict, "who_has", None if futures is None else keys_of(futures))
 
     def has_what(self, workers: Iterable[str] | None = None) -> Any:
@@ -99,7 +102,8 @@ class Looking(Collections):
     ) -> Any:
         """Have several workers hold the same results, and wait until they do.
 
-        The copies stay: unlike distributed's, the active memory manager (`amm`) does not take them for surplus.
+        The copies stay: unlike distributed's, the active memory manager (`amm`) does not take them for surplus; those
+        beyond a smaller `n` it lets go of when it runs next.
 
         Parameters
         ----------
@@ -238,25 +242,37 @@ class Looking(Collections):
     async def _scheduler_logs(self, n: int | None) -> tuple[tuple[str, str], ...]:
         return _levels(await self._call("logs"), n)
 
-    def get_versions(self, check: bool = False, packages: Iterable[str] = ()) -> Any:
+    def get_versions(self, check: bool = False, packages: Iterable[str] | None = None) -> Any:
         """Versions of Python and of what matters between client, scheduler and workers.
 
         Parameters
         ----------
         check
             Raise if they differ.
+        packages
+            Further packages to look at.
 
         Returns
         -------
         dict
-            ``{"client": {package: version}, "scheduler": …, "workers": {address: …}}``.
+            ``{"client": {"host": {"python": version}, "packages": {package: version}}, "scheduler": …, "workers":
+            {address: …}}``; None for what is not installed.
 
         Raises
         ------
         VersionMismatch
             With a table of what differs.
         """
-        return self._sync(self._versions, check)
+        return self._sync(self._sorted_versions, check, tuple(packages or ()))
+
+    async def _sorted_versions(self, check: bool, packages: tuple[str, ...]) -> dict[str, Any]:
+        found = await self._versions(check, packages)
+
+        def sort(versions: dict[str, Any]) -> dict[str, Any]:
+            return {"host": {"python": versions["python"]}, "packages": versions}
+
+        workers = {address: sort(versions) for address, versions in found["workers"].items()}
+        return {"client": sort(found["client"]), "scheduler": sort(found["scheduler"]), "workers": workers}
 
     async def _check_versions(self) -> None:
         try:
@@ -266,8 +282,11 @@ class Looking(Collections):
         except (OSError, TimeoutError, DaskfleetError, ValueError):
             return  # the connection has ended meanwhile, or the scheduler is too old to be asked
 
-    async def _versions(self, check: bool) -> dict[str, Any]:
-        scheduler, workers = await asyncio.gather(self._call("versions"), self._call("ask_workers", [], "versions"))
+    async def _versions(self, check: bool, packages: tuple[str, ...] = ()) -> dict[str, Any]:
+        more = (packages,) if packages else ()  # what older ones do not know
+        scheduler, workers = await asyncio.gather(
+            self._call("versions", *more), self._call("ask_workers", [], "versions", *more)
+        )
         names = frozenset(name for _, told in workers for name in told)
         own = await asyncio.to_thread(versions, names - {"python"})
         found = {"client": own, "scheduler": scheduler, "workers": dict(workers)}
@@ -368,7 +387,8 @@ class Looking(Collections):
         Returns
         -------
         tuple of dict
-            ``key name worker start stop status nbytes type error`` of each.
+            ``key name worker start stop status nbytes type error`` of each. (distributed has a list ``startstops`` in
+            place of the times, of which here is one pair: moving data is not among them.)
         """
         where = filename or ("task-stream.html" if plot else None)
         since, until = (time.time() - (seconds(at) or 0) if isinstance(at, str) else at for at in (start, stop))

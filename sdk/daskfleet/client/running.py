@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from daskfleet.client import hardware
@@ -11,8 +12,32 @@ from daskfleet.client.options import worker_names
 from daskfleet.protocol.serialize import Serialized, dumps, loads
 
 
+class SchedulerCalls:
+    """The scheduler's calls as methods, over a client's own connection: ``await client.scheduler.identity()``."""
+
+    def __init__(self, client: Core) -> None:
+        self._client = client
+
+    @property
+    def address(self) -> str:
+        return self._client.scheduler_address
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return partial(self._client._call, name)
+
+    def __repr__(self) -> str:
+        return f"<calls of the scheduler at {self.address}>"
+
+
 class Running(Core):
     """Calls that bypass the scheduler's queue."""
+
+    @property
+    def scheduler(self) -> SchedulerCalls:
+        """The scheduler, for its ``address`` and for calls that have no method here."""
+        return SchedulerCalls(self)
 
     def run(
         self,

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from typing import Any, ClassVar
 
 from daskfleet.client.collections import futures_of
@@ -45,6 +45,10 @@ class Datasets(MutableMapping[Any, Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._client.list_datasets())
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        for name in await self._client.list_datasets():
+            yield name
 
     def __len__(self) -> int:
         return len(self._client.list_datasets())
@@ -135,7 +139,7 @@ class Sharing(Core):
 
     @property
     def datasets(self) -> Datasets:
-        """Published datasets as a mapping (of a blocking client)."""
+        """Published datasets as a mapping; of an asynchronous client, their names by ``async for``."""
         return Datasets(self)
 
     # Metadata ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from daskfleet.client.collections import futures_of
 from daskfleet.client.future import Future
-from daskfleet.client.states import FINISHED, PENDING, FutureState, wait_all
+from daskfleet.client.states import ERROR, FINISHED, PENDING, FutureState, wait_all
 from daskfleet.client.times import due, left, seconds
 
 
@@ -84,7 +84,8 @@ class as_completed:
     futures
         Futures, or iterables of them; more can be added while iterating.
     with_results
-        Give ``(future, result)``; a failed future raises, or with ``raise_errors=False`` its exception is the result.
+        Give ``(future, result)``. A failed future raises, or with ``raise_errors=False`` the result is ``(type,
+        exception, traceback)``; that of a cancelled one is its `CancelledError`.
     timeout
         Seconds (or a text) for the whole iteration.
 
@@ -162,9 +163,12 @@ class as_completed:
             return future
         if future.status == FINISHED:
             return future, future.client.gather(future)
+        error = future._state.error()
+        if future.status != ERROR:
+            return future, error
         if self._raise_errors:
-            raise future._state.error()
-        return future, future._state.error()
+            raise error
+        return future, (type(error), error, future._state.load_traceback())
 
     def __iter__(self) -> Iterator[Any]:
         return self

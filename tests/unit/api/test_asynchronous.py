@@ -130,6 +130,8 @@ async def test_restart_workers_and_shutdown() -> None:
         await client.register_plugin(Environ({"ASYNCHRONOUS": "yes"}))
         (name,) = (worker["name"] for worker in (await client.scheduler_info())["workers"].values())
         assert await client.restart_workers([name], timeout=60) == {name: "OK"}
+        with pytest.raises(ValueError, match=f"no worker 'nosuch'; there are: {name}"):
+            await client.restart_workers("nosuch")
         assert await client.submit(double, 4) == 8
         await client.shutdown()
         assert client.status == "closed"

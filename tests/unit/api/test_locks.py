@@ -51,11 +51,16 @@ def test_lock_is_exclusive_and_pickles(client: Client) -> None:
 def test_a_lock_is_free_when_its_client_is_gone(cluster: LocalCluster, client: Client) -> None:
     lost = Client(cluster, set_as_default=False)
     assert Lock("held", client=lost).acquire()
+    assert MultiLock(["one", "two"], client=lost).acquire()
     mine = Lock("held", client=client)
     assert mine.acquire(timeout=0.05) is False
+    several = MultiLock(["two", "three"], client=client)
+    assert several.acquire(timeout=0.05) is False
     threading.Timer(0.2, lost.close).start()
     assert mine.acquire(timeout=20) is True
     mine.release()
+    assert several.acquire(timeout=20) is True
+    several.release()
 
 
 def test_a_lock_is_free_when_its_worker_is_killed(client: Client, tmp_path: Path) -> None:
@@ -150,7 +155,7 @@ def test_multilock(client: Client) -> None:
     with pytest.raises(RuntimeError, match="held already"):
         bc.acquire()
     bc.release()
-    with pytest.raises(RuntimeError, match="not held"):
+    with pytest.raises(ValueError, match="not held"):
         bc.release()
     with pytest.raises(ValueError, match="num_locks=3 of 2"):
         ab.acquire(num_locks=3)

@@ -107,12 +107,15 @@ def test_profile(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_versions(client: Client) -> None:
     seen = client.get_versions(check=True)
-    assert seen["client"] == seen["scheduler"] == versions()
+    assert seen["client"] == seen["scheduler"]
+    assert seen["client"]["packages"] == versions() and seen["client"]["host"]["python"]
     assert set(seen["workers"]) == set(client.nthreads())
-    assert seen["client"]["python"] and seen["client"]["dask"]
+    more = client.get_versions(packages=["click", "nosuch"])
+    for told in (more["client"], more["scheduler"], *more["workers"].values()):
+        assert told["packages"]["click"] and told["packages"]["nosuch"] is None
 
     def pretend(dask_worker: Any) -> None:
-        async def other() -> dict[str, str | None]:
+        async def other(packages: Any = ()) -> dict[str, str | None]:
             return {**versions(), "pandas": "0.25"}
 
         dask_worker.handle("versions", other)

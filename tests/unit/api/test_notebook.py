@@ -13,7 +13,15 @@ from jupyter_client.manager import start_new_kernel
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[Any]:
     manager, client = start_new_kernel(startup_timeout=60)
+    run(
+        client,
+        "import time\n"
+        "from daskfleet import Client, progress\n"
+        "client = Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None)\n"
+        "def slow(x):\n    time.sleep(0.3)\n    return x\n",
+    )
     yield client
+    run(client, "client.close()")
     client.stop_channels()
     manager.shutdown_kernel(now=True)
 
@@ -21,7 +29,7 @@ def kernel() -> Iterator[Any]:
 def run(kernel: Any, code: str, until: str = "") -> list[dict[str, Any]]:
     """The pictures that a cell shows, until it is done and one of them has `until` in it."""
     seen: list[dict[str, Any]] = []
-    kernel.execute(code)
+    cell = kernel.execute(code)
     idle, deadline = False, time.monotonic() + 60
     while not (idle and (not until or any(until in str(data) for data in seen))):
         assert time.monotonic() < deadline, seen
@@ -30,18 +38,12 @@ def run(kernel: Any, code: str, until: str = "") -> list[dict[str, Any]]:
         assert message["msg_type"] != "error", "\n".join(content["traceback"])
         if "data" in content:
             seen.append(content["data"])
-        idle = idle or content.get("execution_state") == "idle"
+        if content.get("execution_state") == "idle" and message["parent_header"].get("msg_id") == cell:
+            idle = True
     return seen
 
 
 def test_progress_fills_while_other_cells_run(kernel: Any) -> None:
-    run(
-        kernel,
-        "import time\n"
-        "from daskfleet import Client, progress\n"
-        "client = Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None)\n"
-        "def slow(x):\n    time.sleep(0.3)\n    return x\n",
-    )
     code = "a, b = client.map(slow, range(3)), client.submit(len, [1])\nprogress(a, b)"
     shown = run(kernel, code, until="4 / 4")
     assert "<progress" in shown[0]["text/html"] and "4 / 4" not in shown[0]["text/html"]
@@ -49,7 +51,7 @@ def test_progress_fills_while_other_cells_run(kernel: Any) -> None:
 
 
 def test_client_cluster_and_future_are_worth_looking_at(kernel: Any) -> None:
-    shown = run(kernel, "from IPython.display import display\ndisplay(client, client.cluster, a[0])")
+    run(kernel, "from IPython.display import display\ndone = client.submit(len, [])\ndone.result()")
+    shown = run(kernel, "display(client, client.cluster, done)")
     client, cluster, future = (data["text/html"] for data in shown)
     assert "Scheduler" in client and "Workers" in cluster and "finished" in future
-    run(kernel, "client.close()")

@@ -301,6 +301,9 @@ def test_restart_workers(client: Client) -> None:
     after = client.run(os.getpid)
     assert second[1] in after.values() and first[1] not in after.values()
     assert kept.result(timeout=20) == list(range(10))
+    with pytest.raises(ValueError, match=r"no worker '7', 'nosuch'; there are: 0, 1$"):
+        client.restart_workers([name, "nosuch", 7])
+    assert client.run(os.getpid) == after
 
 
 async def test_restart_without_nannies(aclient: Client) -> None:

@@ -8,6 +8,7 @@ import operator
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -81,6 +82,22 @@ def test_errors_and_retry(client: Client, tmp_path: Any) -> None:
     assert future.result(timeout=20) == "fine"
 
 
+def test_retries(client: Client, tmp_path: Path) -> None:
+    def third_time(path: str) -> str:
+        with Path(path).open("a") as file:
+            file.write(".")
+        if len(Path(path).read_text()) < 3:
+            raise OSError("not yet")
+        return "there"
+
+    assert client.submit(third_time, str(tmp_path / "a"), retries=2).result(timeout=20) == "there"
+    with pytest.raises(OSError, match="not yet"):
+        client.submit(third_time, str(tmp_path / "b"), retries=1).result(timeout=20)
+    with dask.annotate(retries=2):
+        late = dask.delayed(third_time)(str(tmp_path / "c"))
+    assert client.compute(late, optimize_graph=False).result(timeout=20) == "there"
+
+
 def test_done_callback(client: Client) -> None:
     called = threading.Event()
     seen: list[Future] = []
@@ -146,6 +163,49 @@ def test_options(client: Client) -> None:
     assert not wait([client.submit(inc, 2)], timeout=20).not_done
     assert waiting.status == "pending"
     waiting.cancel()
+
+
+def test_priorities(client: Client, tmp_path: Path) -> None:
+    noted, at = tmp_path / "noted", {"workers": list(client.nthreads())[:1]}
+
+    def hold(folder: Path) -> None:
+        (folder / "held").touch()
+        eventually((folder / "go").exists, 30)
+
+    def note(text: str) -> None:
+        with noted.open("a") as file:
+            file.write(f"{text}\n")
+
+    holding = client.submit(hold, tmp_path, **at)
+    eventually((tmp_path / "held").exists, 30)
+    futures = [client.submit(note, "submitted, least", priority=-1, **at)]
+    futures += client.map(note, ["usual 1", "usual 2"], **at)
+    futures += client.map(note, ["mapped"], priority=1, **at)
+    futures += [client.submit(note, "submitted", priority=2, **at)]
+    with dask.annotate(priority=3):
+        annotated = dask.delayed(note)("annotated")
+    futures += [client.compute(annotated, optimize_graph=False, **at)]
+    futures += [client.compute(dask.delayed(note)("computed"), priority=4, **at)]
+    assert len(client.run_on_scheduler(known)) >= len(futures)  # it has all
+    (tmp_path / "go").touch()
+    assert not wait([holding, *futures], timeout=60).not_done
+    expected = ["computed", "annotated", "submitted", "mapped", "usual 1", "usual 2", "submitted, least"]
+    assert noted.read_text().splitlines() == expected
+
+
+async def test_a_graph_runs_in_the_order_that_dask_gives_it(aclient: Client) -> None:
+    """Depth first, so that as little as possible is held at once, though the graph is written breadth first."""
+    graph: dict[Any, Any] = {("load", i): (inc, i) for i in range(5)}
+    graph |= {("work", i): (inc, ("load", i)) for i in range(5)}
+    graph["sum"] = (sum, [("work", i) for i in range(5)])
+    future = aclient.get(graph, "sum", sync=False, workers=["nobody"])  # so all wait
+    tasks = aclient.cluster.scheduler.state.keys
+    async with asyncio.timeout(20):
+        while len(tasks) < len(graph):
+            await asyncio.sleep(0.01)
+    order = sorted(graph, key=lambda key: tasks[key].priority)
+    assert order[1::2] == [("work", i) for _, i in order[:10:2]] and order[10] == "sum"
+    future.release()
 
 
 def test_scatter(client: Client) -> None:
@@ -218,8 +278,8 @@ def test_as_completed(client: Client) -> None:
     bad = client.submit(div, 1, 0, pure=False)
     with pytest.raises(ZeroDivisionError):
         list(as_completed([bad], with_results=True))
-    ((_, error),) = as_completed([bad], with_results=True, raise_errors=False)
-    assert isinstance(error, ZeroDivisionError)
+    ((_, (kind, error, traceback)),) = as_completed([bad], with_results=True, raise_errors=False)
+    assert kind is ZeroDivisionError is type(error) and traceback is not None
     with pytest.raises(TimeoutError, match="1 futures were not done"):
         list(as_completed(client.map(sleep, [3], pure=False), timeout=0.05))
 

@@ -155,17 +155,17 @@ def test_current_and_default_client(cluster: LocalCluster) -> None:
 
 def test_fire_and_forget(client: Client, tmp_path: Path) -> None:
     def touch(path: str) -> None:
-        time.sleep(0.2)
+        time.sleep(0.05)
         Path(path).touch()
 
-    future = client.submit(touch, str(tmp_path / "one"), pure=False)
-    fire_and_forget(future)
-    del future
-    fire_and_forget([dask.delayed(touch)(str(tmp_path / "two"))])
+    names = [str(n) for n in range(8)]  # more than run at once: those that wait would be forgotten with their client
+    with Client(client.cluster, set_as_default=False) as other:
+        fire_and_forget(other.map(touch, [str(tmp_path / name) for name in names], pure=False))
+    fire_and_forget([dask.delayed(touch)(str(tmp_path / "delayed"))])
     deadline = time.monotonic() + 20
-    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+    while len(list(tmp_path.iterdir())) < 9 and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "delayed"]
     while any(client.has_what().values()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(client.has_what().values())  # their results are let go

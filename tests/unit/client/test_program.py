@@ -7,7 +7,7 @@ import dask.bag
 import dask.core
 import numpy
 import pytest
-from dask._task_spec import Alias, DataNode, Dict, List, Set, Task, TaskRef, Tuple, execute_graph
+from dask._task_spec import Alias, DataNode, Dict, List, Set, Task, TaskRef, Tuple, _execute_subgraph, execute_graph
 from dask.base import collections_to_expr
 from daskfleet.client.delayed import faster
 from daskfleet.client.encode import GraphEncoder, as_nodes, without_aliases
@@ -94,6 +94,33 @@ def test_equal_structure_shares_one_function():
     values, functions = run({("y", i): chunk(i) for i in range(50)})
     assert values == {("y", i): 2 * i + 1 for i in range(50)}
     assert len(functions) == 1
+
+
+def test_steps_that_tasks_share_are_taken_apart_once():
+    steps = {
+        "s": Task("s", keep, TaskRef("in"), 7, TaskRef("in"), key=operator.neg),
+        "t": Task("t", keep, TaskRef("s"), TaskRef("more")),
+    }
+
+    def task(key, *values, names=("in", "more")):
+        return Task(key, _execute_subgraph, steps, "t", names, *values)
+
+    given = [  # what goes in: the first alone is taken apart; so is what is more than a leaf
+        (DataNode(None, 1), TaskRef("data")),
+        (DataNode(None, [2, 3]), TaskRef("data")),
+        (TaskRef("data"), TaskRef("data")),
+        (Alias("data"), None),
+        (List(TaskRef("data"), 4), 5),
+        (DataNode(None, 6), double),
+    ]
+    graph = {"data": DataNode("data", 10)}
+    graph |= {f"task-{i}": task(f"task-{i}", *values) for i, values in enumerate(given)}
+    graph["swapped"] = task("swapped", DataNode(None, 8), DataNode(None, 9), names=("more", "in"))
+    values, functions = run(graph)
+    assert values == execute_graph(dict(graph), keys=set(graph))
+    assert len(functions) <= 7  # of data, the first, leaves, and three that differ from these
+    layer = {f"n-{i}": task(f"n-{i}", DataNode(None, i), TaskRef("data")) for i in range(50)}
+    assert len(run(graph | layer)[1]) == len(functions)
 
 
 def test_different_functions_are_not_confused():
