@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from asyncio import CancelledError as AsyncCancelledError
 from builtins import TimeoutError as TimeoutError  # distributed has it under its own name too
+from concurrent.futures import CancelledError as FutureCancelledError
 
 
 class DaskfleetError(Exception):
@@ -61,8 +61,11 @@ class KilledWorker(DaskfleetError):
         )
 
 
-class CancelledError(AsyncCancelledError):
-    """The future was cancelled, or its data was lost and cannot be computed again."""
+class CancelledError(FutureCancelledError):
+    """The future was cancelled, or its data was lost and cannot be computed again.
+
+    As in distributed it is that of `concurrent.futures`, so an `Exception`: asyncio's would end whoever awaits it.
+    """
 
 
 class Reschedule(DaskfleetError):

@@ -10,12 +10,13 @@ import contextlib
 import copy
 import json
 import os
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from daskfleet.security import Security
+from daskfleet.security import Security, new_token
 
 #: Seconds that `read` waits for the file.
 TIMEOUT = 60.0
@@ -35,6 +36,31 @@ class SchedulerFile:
         both = copy.copy(given)
         both.token = self.security.token
         return both
+
+
+def renew(file: str, guard: Security, port: int) -> int:
+    """Take over from the scheduler that has written `file` before us: its token, and the port if that is free here.
+
+    Workers and clients of that one find us, and their token still holds. The token stays in the file otherwise, too: it
+    travels nowhere else, and only the file's owner can read it. Returns the port to listen on.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        before = json.loads(Path(file).read_text())
+        guard.token = guard.token or before["token"]
+        port = port or _if_free(int(str(before["address"]).rpartition(":")[2]))
+    guard.token = guard.token or new_token()
+    return port
+
+
+def _if_free(port: int) -> int:
+    """The port, or 0 when somebody listens on it on this host: ours may have been on another."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return 0
+    return port
 
 
 def write(path: str, identity: dict[str, Any], security: Security) -> None:

@@ -19,7 +19,7 @@ class Security:
 
     Every argument that is not given comes from dask's configuration (``distributed.comm.tls.*``,
     ``distributed.comm.require-encryption``); the token from the environment variable ``DASKFLEET_TOKEN``. The names are
-    those of ``distributed.Security``, plus `token`.
+    those of ``distributed.Security``, plus `token`; all are given by keyword, `require_encryption` too.
 
     Parameters
     ----------

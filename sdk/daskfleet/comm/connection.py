@@ -156,11 +156,12 @@ class Connection:
         self.on_close(self, error)
 
     def _dispatch(self, messages: list[Message]) -> None:
-        plain = messages
-        if any(type(message) is tuple and message and message[0] in _RPC for message in messages):
-            plain = [message for message in messages if not self._is_rpc(message)]
-        if plain and not self.closed:
-            self.on_messages(self, plain)
+        for message in messages:
+            if type(message) is tuple and message and message[0] in _RPC:
+                messages = [message for message in messages if not self._is_rpc(message)]
+                break
+        if messages and not self.closed:
+            self.on_messages(self, messages)
 
     def _is_rpc(self, message: Message) -> bool:
         match message:

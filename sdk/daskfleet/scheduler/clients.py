@@ -7,7 +7,18 @@ from typing import Any
 
 from daskfleet.protocol.messages import Key
 from daskfleet.protocol.serialize import Serialized, join
-from daskfleet.scheduler.state import ERRED, MEMORY, RELEASED, ClientState, Options, TaskState
+from daskfleet.scheduler.state import (
+    ERRED,
+    MEMORY,
+    NO_WORKER,
+    PROCESSING,
+    QUEUED,
+    RELEASED,
+    WAITING,
+    ClientState,
+    Options,
+    TaskState,
+)
 from daskfleet.scheduler.transitions import Transitions
 
 #: User priorities reach from minus this to this.
@@ -171,14 +182,25 @@ class Clients(Transitions):
 
     def cancel(self, client: ClientState, cids: Iterable[int], *, force: bool = False, reason: str = "") -> None:
         """Take the futures from this client, with `force` from every client, and stop what nobody else needs."""
-        for cid in list(cids):
-            ts = client.futures.get(cid)
-            if ts is None:
-                continue
+        for ts in self.going(client, cids, force=force):
             for owner, number in ts.wanted:
                 if force or owner is client:
                     self._tell(owner, "lost", (number, reason or "cancelled"))
                     self.release(owner, [number])
+
+    def going(self, client: ClientState, cids: Iterable[int], *, force: bool) -> list[TaskState]:
+        """What is cancelled with these: themselves and, if nobody else wants them, what still waits for them."""
+        found = dict.fromkeys(ts for cid in cids if (ts := client.futures.get(cid)) is not None)
+        stack = list(found)
+        while stack:
+            ts = stack.pop()
+            if not force and any(owner is not client for owner in ts.wants):
+                continue
+            for dependent in ts.dependents or ():
+                if dependent not in found and dependent.state in (WAITING, NO_WORKER, QUEUED, PROCESSING):
+                    found[dependent] = None
+                    stack.append(dependent)
+        return list(found)
 
     def retry(self, client: ClientState, cids: Iterable[int]) -> None:
         """Run failed tasks again, from the ones that failed first."""

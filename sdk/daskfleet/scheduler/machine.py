@@ -70,6 +70,7 @@ class SchedulerState(Clients):
     ) -> None:
         super().__init__(bandwidth, unknown_duration, stealing)
         self.allowed_failures = allowed_failures
+        self.grave = OUTSIDE * min(2, max(1, allowed_failures))
         self.totals = Totals()
         #: By name: dead workers, what they ran, and what they had made last when they ran nothing.
         self.unexplained: dict[str, tuple[WorkerState, list[TaskState], list[TaskState]]] = {}

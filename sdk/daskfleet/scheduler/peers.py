@@ -42,12 +42,14 @@ class Peers:
         self._connections: dict[WorkerState | ClientState, Connection] = {}
         self._peers: dict[Connection, WorkerState | ClientState] = {}
         self._strangers: set[Connection] = set()
+        self._submissions = 0  # messages of clients that bring work or data
         self._handlers: dict[tuple[str, str], Callable[..., Awaitable[Any]]] = {}
         self._hearers: dict[tuple[str, str], Callable[[Any, Any], Any]] = {}
         self.on_client_gone: list[Callable[[ClientState], None]] = []
         self.on_worker: list[Callable[[dict[str, Any]], None]] = []  # with what a worker that joins says of itself
         self.on_joined: list[Callable[[WorkerState], None]] = []
         self.on_left: list[Callable[[WorkerState], None]] = []
+        self.on_retired: list[Callable[[WorkerState], None]] = []  # told to end for good
         self.own_clients: dict[ClientState, Callable[[Message], None]] = {}  # of extensions: no connection, a function
         self._changed: asyncio.Future[None] | None = None
         self.on_ended: list[Callable[[WorkerState, str, Sequence[Any]], None]] = []  # of those who watch tasks end
@@ -236,10 +238,12 @@ class Peers:
         for message in messages:
             match message:
                 case ("tasks", number, last, priority, functions, prefixes, rows):
+                    self._submissions += 1
                     state.submit(client, number, last, priority, functions, prefixes, rows)
                     if self.plugins.own:
                         self.plugins.submitted(client.id, rows)
                 case ("know", rows):
+                    self._submissions += 1
                     state.know(client, rows)
                 case ("goodbye",):
                     client.leaving = True

@@ -71,6 +71,7 @@ class Queues:
         self._ready = Line()
         #: Unfinished tasks that were on workers that died, and how much blame they bear.
         self.suspects: dict[TaskState, int] = {}
+        self.grave = 1  # blame of those that do not run together (`apart`)
         #: Those that have finished since. They are suspects again when they have to run again: or a worker that is too
         #: small for all results would die, compute what it has lost, and die again, of another of them each time.
         self.acquitted: dict[TaskState, int] = {}
@@ -235,13 +236,19 @@ class Queues:
         while found is None and self._cautious.first() is not None:
             ts = self._cautious.pop()
             if ts.state == QUEUED and ts in self.suspects:
-                if placement.allowed(ts, worker):
+                if placement.allowed(ts, worker) and not self.apart(ts, worker):
                     found = ts
                 else:
                     others.append(ts)
         for ts in others:
             self._cautious.push(ts)
         return found
+
+    def apart(self, ts: TaskState, worker: WorkerState) -> bool:
+        """Whether `ts` must wait for another on `worker`: both are to blame for several deaths, which it may have been
+        its neighbour each time. Apart, the innocent one finishes."""
+        blame = self.suspects
+        return blame.get(ts, 0) >= self.grave and any(blame.get(other, 0) >= self.grave for other in worker.processing)
 
     def _send(self, ts: TaskState, worker: WorkerState) -> None:
         function = ts.function

@@ -1,4 +1,8 @@
-"""The scheduler around its state machine: its life, its timers, and what operators and dashboards ask."""
+"""The scheduler around its state machine: its life, its timers, and what operators and dashboards ask.
+
+Connections are `peers`, what clients ask for besides tasks is in `extensions`, HTTP in `http`; the state machine
+decides (`machine`). A third of this module are the parameters of distributed's scheduler and their explanation.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 from daskfleet import config, options
-from daskfleet.comm import Listener, Pool, listen
+from daskfleet import scheduler_file as files
+from daskfleet.comm import Listener, Pool, listen, parse_address
 from daskfleet.comm.addresses import DEFAULT_SCHEDULER_PORT, interface_ip
 from daskfleet.exceptions import NoValidWorker
 from daskfleet.plugins import SchedulerPlugin, plugin_name
@@ -51,10 +56,18 @@ class Scheduler(Peers):
     ----------
     host, port, interface, protocol
         Where to listen: every interface and port 8786 by default; port 0 takes a free one.
+    contact_address
+        What others should connect to, when that differs from where it listens.
+    scheduler_file
+        File to write the address to, for workers and clients to read. It holds the token too, of which one is made
+        unless there is one. A scheduler that is started with the file of one before takes over from that: its token
+        holds, and its port unless that is taken.
     dashboard_address, dashboard
         ``[host]:port`` of the HTTP server, ``":8787"`` by default; None, or ``dashboard=False``, for none.
     http_prefix
         Path before the HTTP server's, such as ``"/dask"``, behind a proxy.
+    jupyter
+        Serve JupyterLab below the dashboard, at ``/jupyter``.
     security
         Token and TLS certificates; by default from the environment and dask's configuration.
     idle_timeout
@@ -88,9 +101,12 @@ class Scheduler(Peers):
         port: int = DEFAULT_SCHEDULER_PORT,
         interface: str | None = None,
         protocol: str | None = None,
+        contact_address: str | None = None,
+        scheduler_file: str | None = None,
         dashboard_address: str | None = ":8787",
         dashboard: bool | None = None,
         http_prefix: str | None = None,
+        jupyter: bool = False,
         security: Security | dict[str, Any] | None = None,
         idle_timeout: float | str | None = None,
         worker_ttl: float | str | None = None,
@@ -122,10 +138,14 @@ class Scheduler(Peers):
         self._idle_from: float | None = time.monotonic()  # whose clock nobody sets
         self.started = time.time()
         self.dashboard_address = None if dashboard is False else dashboard_address
-        self._http_prefix = http_prefix
+        if jupyter and self.dashboard_address is None:
+            raise ValueError("jupyter needs the dashboard, below which it is served")
+        self._http_prefix, self._jupyter = http_prefix, jupyter
         self.http: Any = None
         self._host = interface_ip(interface) if interface else host or ""
-        self._port, self._scheme = port, protocol or "tcp"
+        self.scheduler_file, self.contact_address = scheduler_file, contact_address
+        self._port = files.renew(scheduler_file, self.security, port) if scheduler_file else port
+        self._scheme = protocol or "tcp"
         self._listener: Listener | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._finished = asyncio.Event()
@@ -155,16 +175,24 @@ class Scheduler(Peers):
         self._listener = await listen(
             self._host, self._port, self._greet, scheme=self._scheme, **self.security.get_listen_args("scheduler")
         )
-        self.address = str(self._listener.address)
+        listening = self._listener.address
+        contact = self.contact_address
+        self.address = str(parse_address(contact, default_port=listening.port) if contact else listening)
         self._pool = Pool(self.security.get_connection_args("scheduler"))
         if self.dashboard_address is not None:
             from daskfleet.scheduler.http import serve
 
             self.http = await serve(self, self.dashboard_address)
             self.http.mounts.put_below(self._http_prefix)
+        if self._jupyter:
+            from daskfleet.scheduler.http import jupyter
+
+            jupyter.serve(self)
         for plugin in self._first_plugins:
             await self.plugins.add(plugin, plugin_name(plugin), False)
         await self.preloads.start()
+        if self.scheduler_file:
+            files.write(self.scheduler_file, self.identity(), self.security)
         self.status = "running"
         self._spawn(self._tick())
         for begin in self.on_start:
@@ -234,13 +262,17 @@ class Scheduler(Peers):
         task.add_done_callback(self._tasks.discard)
 
     async def _tick(self) -> None:
+        seen = 0
         while True:
             await asyncio.sleep(TICK)
             now = time.monotonic()
+            seen, before = self._submissions, seen
             if self.busy:
                 self._idle_from = None
                 self.state.rebalance()
                 self._flush()
+            elif seen != before:  # tasks may come and be done between two looks
+                self._idle_from = None
             elif self._idle_from is None:
                 self._idle_from = now
             self.state.totals.recent.append((time.time(), self.state.totals.computed))
@@ -363,6 +395,8 @@ class Scheduler(Peers):
             for worker in workers:
                 if (connection := self._connections.get(worker)) is not None:
                     connection.send(("close", "retired"))
+                for retired in self.on_retired:
+                    retired(worker)
         return identities
 
     def adaptive_target(self, target_duration: float = 5.0, names: Iterable[str] | None = None) -> int:

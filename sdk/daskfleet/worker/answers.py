@@ -38,8 +38,8 @@ class Answers:
         ):
             worker.handle(answer.__name__, answer)
 
-    async def versions(self) -> dict[str, str | None]:
-        return versions()
+    async def versions(self, packages: Sequence[str] = ()) -> dict[str, str | None]:
+        return versions(frozenset(packages))
 
     async def logs(self, nanny: bool = False) -> list[str] | None:
         """The last log lines, or the nanny's if there is one."""

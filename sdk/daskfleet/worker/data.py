@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from daskfleet.comm import Connection
@@ -12,11 +12,12 @@ from daskfleet.comm.lending import Lender, Refused, read
 from daskfleet.comm.stream import tidy_later
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.protocol.messages import Key
-from daskfleet.protocol.serialize import Serialized, dumps, dumps_by_value, join, loads, refusal
+from daskfleet.protocol.serialize import Serialized, dumps, dumps_by_value, join, loads, nbytes, refusal
 from daskfleet.worker.executor import size_of
 from daskfleet.worker.spill import OnDisk
 
 if TYPE_CHECKING:
+    from daskfleet.worker.machine import WorkerMachine
     from daskfleet.worker.server import Worker
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class Data:
         worker = self._worker
         found: list[tuple[int, Key, Any, int]] = []
         try:
+            if worker.spilling is not None:
+                await worker.spilling.settled()  # a disk is slower than most peers
             rows = await self._fetch(address, ids)
             for id, key, size, serialized in rows:
                 try:
@@ -117,17 +120,42 @@ class Data:
         """Keep scattered data; answers with ``(id, nbytes, type name)``. The ids mean nothing to us before we have
         joined that scheduler, which we have asked to when it knows our address."""
         worker = self._worker
+        values = [await _loads(serialized, nbytes(serialized)) for *_, serialized in rows]
         async with asyncio.timeout(10):
             await worker._joined.wait()
         if worker.scheduler_id != scheduler_id:
             raise ValueError("this worker has joined another scheduler")
         kept = []
-        for id, key, serialized in rows:
-            value = loads(serialized)
+        for (id, key, _), value in zip(rows, values, strict=True):
             size = size_of(value)
             worker.machine.put(id, key, value, size)
             kept.append((id, size, type(value).__name__))
+        if worker.spilling is not None:
+            await worker.spilling.settled()
         return kept
+
+
+class Holdings(Mapping[Key, Any]):
+    """What a worker holds, by key, for users' functions (``dask_worker.data``); from any thread."""
+
+    def __init__(self, machine: WorkerMachine) -> None:
+        self._machine = machine
+
+    def __getitem__(self, key: Key) -> Any:
+        for id, name in list(self._machine.keys.items()):
+            if name == key:
+                value = self._machine.data[id]
+                return value.load() if type(value) is OnDisk else value
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(list(self._machine.keys.values()))
+
+    def __len__(self) -> int:
+        return len(self._machine.keys)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} results: {', '.join(map(str, self))}>"
 
 
 async def _dumps(value: Any, size: int) -> Serialized:

@@ -16,6 +16,7 @@ from daskfleet.worker.memory import MemoryMonitor, own_memory, resident_memory
 
 if TYPE_CHECKING:
     from daskfleet.worker.server import Worker
+    from daskfleet.worker.spill import Spilling
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ IDLE = 5.0
 GROWN = 4 << 20
 
 
-async def watch_memory(worker: Worker, monitor: MemoryMonitor) -> None:
+async def watch_memory(worker: Worker, monitor: MemoryMonitor, spilling: Spilling) -> None:
     """Spill, pause and resume as the memory fills and empties; look less often while nothing can fill it."""
     interval = config.seconds("distributed.worker.memory.monitor-interval") or 0.2
     spent, asleep = time.process_time(), 0.0
@@ -43,11 +44,13 @@ async def watch_memory(worker: Worker, monitor: MemoryMonitor) -> None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(asleep):
                     await worker.stirred.wait()
-        resident = resident_memory()
-        if resident > SHORT * monitor.limit:  # what is merely kept for reuse is not to be spilled for
-            heap.give_back()
-            resident = own_memory()
-        paused = monitor.look(resident)
+        resident = _needed(monitor)
+        if monitor.excess(resident):
+            await spilling.settled()  # which may have been enough
+            if excess := monitor.excess(_needed(monitor)):
+                await spilling.free(excess)
+            resident = _needed(monitor)
+        paused = monitor.pauses(resident)
         if paused != worker.machine.paused:
             used = 100 * own_memory() // monitor.limit
             logger.warning("%s: %d %% of the memory limit is in use", "pausing" if paused else "resuming", used)
@@ -55,6 +58,15 @@ async def watch_memory(worker: Worker, monitor: MemoryMonitor) -> None:
             if worker._scheduler is not None and worker.status == "running":
                 worker._scheduler.send(("status", "paused" if paused else "running"))
             worker._advance()
+
+
+def _needed(monitor: MemoryMonitor) -> int:
+    """Bytes that this process uses; when they are many, without those that it merely keeps for reuse."""
+    resident = resident_memory()
+    if resident > SHORT * monitor.limit:
+        heap.give_back()
+        resident = own_memory()
+    return resident
 
 
 async def beat(worker: Worker) -> None:

@@ -131,6 +131,7 @@ class WorkerMachine:
         self.functions: dict[int, bytes] = {}
         self.paused = False
         self.preparing = False  # plugins are being set up, which tasks may rely on
+        self.spilling = False  # there are more results than may stay in memory
         self.executing = 0
         self.seconds = 0.0  # mean duration of recent tasks
         self.execute: list[Task] = []
@@ -372,7 +373,7 @@ class WorkerMachine:
     def advance(self) -> None:
         """Hand the most urgent ready tasks to the threads, as many as they can take; call it after each batch of
         events."""
-        if self.paused or self.preparing:
+        if self.paused or self.preparing or self.spilling:
             return
         room = self.nthreads - self.executing
         if self.seconds < AHEAD:

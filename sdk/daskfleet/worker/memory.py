@@ -8,7 +8,6 @@ it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,33 +35,29 @@ class Thresholds:
 
 
 class MemoryMonitor:
-    """Decides, from the process's memory, when to spill and when to pause. No I/O: call `look` now and then.
+    """Decides, from the process's memory, how much to spill and when to pause.
 
     Parameters
     ----------
     limit
         Bytes the worker may use.
-    evict
-        Moves one result to disk and returns its bytes, 0 when there is none.
     """
 
-    def __init__(self, limit: int, thresholds: Thresholds, evict: Callable[[], int]) -> None:
-        self.limit, self.thresholds, self._evict = limit, thresholds, evict
-        self.paused = False
+    def __init__(self, limit: int, thresholds: Thresholds) -> None:
+        self.limit, self.thresholds = limit, thresholds
 
-    def look(self, resident: int) -> bool:
-        """Take note of `resident` bytes in use and spill if that is called for. Returns whether to pause.
+    def excess(self, resident: int) -> int:
+        """Bytes of results to move to disk when `resident` are in use: what should bring the process below `target`, or
+        below `spill` without one."""
+        spill = self.thresholds.spill
+        if spill is None or resident <= spill * self.limit:
+            return 0
+        return int(resident - (self.thresholds.target or spill) * self.limit)
 
-        It spills until what was freed should have brought the process below `target`, or below `spill` without one.
-        A paused worker resumes as soon as it is below `pause` again.
-        """
-        spill, pause = self.thresholds.spill, self.thresholds.pause
-        if spill is not None and resident > spill * self.limit:
-            aim = (self.thresholds.target or spill) * self.limit
-            while resident > aim and (freed := self._evict()):
-                resident -= freed
-        self.paused = pause is not None and resident > pause * self.limit
-        return self.paused
+    def pauses(self, resident: int) -> bool:
+        """Whether the worker has to pause; it resumes as soon as it is below that again."""
+        pause = self.thresholds.pause
+        return pause is not None and resident > pause * self.limit
 
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -62,7 +62,8 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
     predecessor, folder = options.pop("predecessor", ""), options.pop("predecessors_folder", None)
 
     def leave() -> None:
-        tasks.append(loop.create_task(worker.close_gracefully(reason="told to stop")))
+        if not starting.cancel():  # it is up
+            tasks.append(loop.create_task(worker.close_gracefully(reason="told to stop")))
 
     def orphaned() -> None:
         logger.warning("the nanny is gone, so this worker ends")
@@ -76,6 +77,7 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
         return HOPELESS
     heap.keep_freed_memory(worker.memory_limit)
     tasks: list[asyncio.Task[None]] = []
+    starting = loop.create_task(worker.start())  # it may wait for its scheduler for as long as there is none
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave)
     worker.predecessor, worker.predecessors_folder = predecessor, folder
@@ -89,7 +91,10 @@ async def _main(options: dict[str, Any], pipe: socket.socket) -> int:
         if name not in sys.modules:
             when_imported(name, partial(imported, name))
     try:
-        await worker.start()
+        await starting
+    except asyncio.CancelledError:
+        await worker.close("told to stop before it was up")
+        return 0
     except (OSError, ValueError, TimeoutError, DaskfleetError) as error:
         await nanny.say({"failed": str(error)})
         return HOPELESS

@@ -1,4 +1,11 @@
-"""The worker around its state machine: connections, threads, signals, memory figures."""
+"""The worker around its state machine: connections, threads, signals, memory figures.
+
+Whatever happens, a message of the scheduler, an outcome of a thread, data that has come, changes the machine, and
+`_advance` then does what the machine has decided: that is the whole of it. What has a concern of its own (data, memory,
+spilling, actors, plugins, stopping) is a module of its own and met here once, in the constructor. That has all
+parameters of distributed's worker, which with their explanation are a fifth of this module, and the reason for its
+length.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +16,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +34,18 @@ from daskfleet.security import Security
 from daskfleet.worker import context
 from daskfleet.worker.actors import Actors
 from daskfleet.worker.answers import Answers
-from daskfleet.worker.data import Data
+from daskfleet.worker.data import Data, Holdings
 from daskfleet.worker.executor import Again, Deprived, Executor, Failed, Outcome, Success, Suspended, failure, success
 from daskfleet.worker.folder import Folder
 from daskfleet.worker.health import beat, watch_memory
+from daskfleet.worker.lifetime import Lifetime
 from daskfleet.worker.machine import Task, WorkerMachine
 from daskfleet.worker.memory import MemoryMonitor, Thresholds
 from daskfleet.worker.observing import Observer
 from daskfleet.worker.pieces import SUFFIX, inherit
 from daskfleet.worker.plugins import WorkerPlugins
 from daskfleet.worker.shelf import Shelf
-from daskfleet.worker.spill import SpillBuffer
+from daskfleet.worker.spill import SpillBuffer, Spilling
 from daskfleet.worker.stopping import Stopping
 
 logger = logging.getLogger(__name__)
@@ -70,6 +78,10 @@ class Worker:
     death_timeout
         Seconds, or a text such as ``"1 minute"``, after which it gives up on a scheduler that does not answer; None for
         never.
+    lifetime, lifetime_stagger, lifetime_restart
+        Seconds, or texts such as ``"1 hour"``: hand the data over and leave after so long, at most so much sooner or
+        later by chance; and whether to start anew instead, for which there must be a nanny, or something else that
+        looks at `renew`. What is not given is configured as ``distributed.worker.lifetime.*``.
     dashboard_address, dashboard, http_prefix
         ``[host]:port`` of an HTTP server with health and metrics, or ``dashboard=True`` for one on any port; by default
         none. The path before its own.
@@ -79,6 +91,11 @@ class Worker:
         To be set up as it starts.
     **others
         Parameters of distributed's: without effect, or refused with what to do instead (`daskfleet.options`).
+
+    Attributes
+    ----------
+    renew
+        Whether it has ended for another to take its place: its lifetime was over.
 
     Notes
     -----
@@ -103,6 +120,9 @@ class Worker:
         local_directory: str | None = None,
         security: Security | dict[str, Any] | None = None,
         death_timeout: float | str | None = None,
+        lifetime: float | str | None = None,
+        lifetime_stagger: float | str | None = None,
+        lifetime_restart: bool | None = None,
         dashboard_address: str | None = None,
         dashboard: bool | None = None,
         http_prefix: str | None = None,
@@ -132,6 +152,7 @@ class Worker:
             name: float(amount) for name, amount in config.get("distributed.worker.resources").items()
         }
         self.death_timeout = config.as_seconds(death_timeout)
+        self.lifetime, self.renew = Lifetime(lifetime, lifetime_stagger, lifetime_restart), False
         self.status = "init"
         self.address = ""
         self.scheduler_id = ""
@@ -159,6 +180,7 @@ class Worker:
         self._finished = asyncio.Event()
         self._started = time.time()
         self.stored: SpillBuffer | None = None
+        self.spilling: Spilling | None = None
         self._folder: Folder | None = None
         self.nanny: Any = None  # what `daskfleet.worker.process` gives it, to reach the nanny that watches over it
         self._handlers: dict[str, Callable[..., Awaitable[Any]]] = {}
@@ -181,6 +203,11 @@ class Worker:
     def __repr__(self) -> str:
         figures = f"{len(self.machine.data)} stored, {self.machine.executing} running"
         return f"<Worker {self.name!r} {self.address} {self.status}, {figures}>"
+
+    @property
+    def data(self) -> Mapping[Any, Any]:
+        """What it holds, by key: in memory or on disk."""
+        return Holdings(self.machine)
 
     def get_current_task(self) -> Any:
         """The key of the calling task; raises ValueError outside of one."""
@@ -205,8 +232,8 @@ class Worker:
         self._folder = Folder(parent, self.predecessors_folder, keep=(SUFFIX,))
         self.local_directory = str(self._folder.path)
         args = self.security.get_listen_args("worker")
-        self._listener = await listen(self._host, self._port, self._on_peer, scheme=self._scheme, **args)
         self._pool = Pool(self.security.get_connection_args("worker"))
+        self._listener = await listen(self._host, self._port, self._on_peer, scheme=self._scheme, **args)
         self._executor = Executor(self.nthreads, loop, self._on_outcomes, self)
         self._stopping = Stopping(self, self._executor)
         self._observer = Observer(self._executor)
@@ -221,9 +248,12 @@ class Worker:
             await self.plugins.put(plugin, plugin_name(plugin))
         await self.preloads.start()
         await self._join()
+        if self.status == "closed":  # told to end as soon as it was there
+            return self
         context.workers.append(self)
         self.status = "running"
         self._spawn(beat(self))
+        self._spawn(self.lifetime.watch(self))
         threading.Thread(target=self._folder.clean_up_after_others, daemon=True).start()
         return self
 
@@ -236,7 +266,8 @@ class Worker:
             folder, target, self.machine.sizes, config.size("distributed.worker.memory.max-spill")
         )
         self.machine.data = self.stored
-        self._spawn(watch_memory(self, MemoryMonitor(self.memory_limit, thresholds, self.stored.evict)))
+        self.spilling = Spilling(self.stored, self._advance)
+        self._spawn(watch_memory(self, MemoryMonitor(self.memory_limit, thresholds), self.spilling))
 
     def __await__(self) -> Generator[Any, None, Worker]:
         return self.start().__await__()
@@ -280,6 +311,8 @@ class Worker:
         if self._executor is not None:
             self._executor.close()
             self._observer.close()
+        if self.spilling is not None:
+            await self.spilling.close()
         if self._folder is not None:
             self._folder.remove()
         self._finished.set()
@@ -437,6 +470,7 @@ class Worker:
     def _advance(self, *, now: bool = False) -> None:
         """Do what the machine has decided; with `now` at the end of a callback of the loop's own."""
         machine = self.machine
+        machine.spilling = self.spilling is not None and self.spilling.holds_up()
         machine.advance()
         if machine.execute:
             assert self._executor is not None

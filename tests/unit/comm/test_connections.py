@@ -15,7 +15,7 @@ import dask
 import pytest
 from daskfleet.comm import CommClosedError, Connection, Pool, connect, listen, opening, parse_address, unix
 from daskfleet.comm.inproc import InprocConnection
-from daskfleet.protocol.frames import ProtocolError, Raw
+from daskfleet.protocol.frames import HEAD, ProtocolError, Raw
 from daskfleet.protocol.handshake import AuthenticationError
 
 WAYS = ("tcp", "unix", "inproc")
@@ -138,6 +138,17 @@ async def test_another_protocol_on_our_port_is_dropped_with_one_line(
     connection = await connect(address, token="t", shortcut=False)  # and the others go on
     assert await connection.call("echo", 1) == (1,)
     connection.close()
+
+
+async def test_a_stranger_cannot_have_memory_taken_for_it(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """It may announce no more than a handshake needs: all else is refused before it comes."""
+    _, address = await serve(token="t")
+    target = parse_address(address)
+    reader, writer = await asyncio.open_connection(target.host, target.port)
+    writer.write(HEAD.pack(1 << 30, 0))
+    assert await asyncio.wait_for(reader.read(), 30) == b""
+    writer.close()
+    assert "dropped a connection" in caplog.text and "over the limit of 4,096 bytes" in caplog.text
 
 
 async def test_something_else_on_their_port_is_named() -> None:

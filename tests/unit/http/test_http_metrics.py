@@ -105,6 +105,36 @@ async def test_worker(scheduler, add_worker, client):
     del data
 
 
+async def test_what_a_worker_without_memory_does_is_told(scheduler, site, add_worker, client, monkeypatch):
+    """It spills to its target, then pauses, and goes on when there is room again."""
+    used = 0
+    monkeypatch.setattr("daskfleet.worker.health.resident_memory", lambda: used)
+    monkeypatch.setattr("daskfleet.worker.health.own_memory", lambda: used)
+    worker = await add_worker("one", dashboard_address="127.0.0.1:0", memory_limit="100 MB")
+    own = Site(worker._http.port)
+    data = await client.scatter([bytes(20_000_000) for _ in range(4)], hash=False)
+    await worker.spilling.settled()
+    values = await scrape(own)
+    assert values["dask_worker_memory_bytes", 'type="managed"'] < 60_000_200
+    assert 20_000_000 <= values["dask_worker_memory_bytes", 'type="spilled"'] < 21_000_000
+
+    used = 75_000_000
+    await until(lambda: worker.stored.disk_bytes > 40_000_000)
+    assert (await scrape(own))["dask_worker_memory_bytes", 'type="spilled"'] > 40_000_000
+    assert (await scrape(site))["dask_scheduler_workers", 'state="paused"'] == 0
+
+    used = 85_000_000
+    await until(lambda: worker.machine.paused)
+    future = client.submit(len, data[0])
+    await until(lambda: scheduler.state.counts["queued"])
+    assert (await scrape(site))["dask_scheduler_workers", 'state="paused"'] == 1
+    assert (await scrape(own))["dask_worker_tasks", 'state="executing"'] == 0
+
+    used = 10_000_000
+    assert await future == 20_000_000
+    assert (await scrape(site))["dask_scheduler_workers", 'state="paused"'] == 0
+
+
 async def test_a_worker_without_its_scheduler_still_answers(scheduler, add_worker):
     worker = await add_worker("one", dashboard_address="127.0.0.1:0")
     await scheduler.close()

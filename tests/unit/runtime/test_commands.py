@@ -82,6 +82,15 @@ def test_a_worker_that_comes_first_waits_for_the_scheduler(command: Any, schedul
     assert worker.stop() == 0
 
 
+def test_a_worker_whose_scheduler_does_not_come_ends_when_it_is_told_to(command: Any, tmp_path: Path) -> None:
+    worker = command("worker", "tcp://127.0.0.1:1", "--local-directory", str(tmp_path))
+    worker.says("waiting for the scheduler")
+    assert list(tmp_path.iterdir())
+    assert worker.stop() == 0
+    assert any("told to stop before it was up" in line for line in worker.log)
+    assert not any("killing it" in line for line in worker.log) and not list(tmp_path.iterdir())
+
+
 def test_unix_sockets_and_no_port_at_all(command: Any) -> None:
     one = command("scheduler", "--protocol", "unix", "--port", "0", "--no-dashboard", "--host", "127.0.0.1")
     address = one.says("Scheduler at").split()[-1]

@@ -130,10 +130,11 @@ def test_data_that_nothing_can_compute_again_is_said_to_be_lost(three) -> None:
 
 def test_small_results_survive_their_worker_without_being_computed_again(three) -> None:
     _, client = three
-    futures = client.map(lambda x: x + 1, range(100))
-    wait(futures, timeout=60)
+    numbers, lists = client.map(lambda x: x + 1, range(100)), client.map(lambda x: [x], range(100))
+    wait(numbers + lists, timeout=60)
     for address in list(client.has_what())[:2]:
         kill(client, address)
-    assert client.submit(sum, futures).result(timeout=60) == sum(range(1, 101))
+    assert client.submit(sum, numbers).result(timeout=60) == sum(range(1, 101))
+    assert client.submit(lambda lists: sum(map(sum, lists)), lists).result(timeout=60) == sum(range(100))
     done = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.state.totals.computed)
-    assert done == 101
+    assert done == 202

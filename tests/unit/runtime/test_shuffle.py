@@ -344,3 +344,16 @@ def test_a_worker_that_retires_meanwhile(processes: LocalCluster) -> None:
         eventually(lambda: len(files(client)) >= 5)
         client.retire_workers([next(iter(client.scheduler_info()["workers"]))])
         check(future, 20)
+
+
+def test_more_than_all_workers_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is spilled here, so that a worker that gathered what it has not been asked for would be killed."""
+    for name in ("TARGET", "SPILL", "PAUSE"):
+        monkeypatch.setenv(f"DASK_DISTRIBUTED__WORKER__MEMORY__{name}", "False")
+    options = {"threads_per_worker": 1, "memory_limit": "250 MB", "dashboard_address": None}
+    with LocalCluster(2, **options) as cluster, Client(cluster) as client:
+        client.wait_for_workers(2, timeout=30)
+        before = client.run(os.getpid)
+        x = da.ones((24_000, 24_000), chunks=(800, 24_000), dtype="u1")  # 576 MB
+        assert int(x.rechunk((24_000, 800), method="p2p").sum(dtype="i8").compute()) == 24_000**2
+        assert client.run(os.getpid) == before

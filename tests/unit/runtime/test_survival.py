@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from daskfleet import (
+    CancelledError,
     Client,
     Event,
     LocalCluster,
@@ -389,9 +390,17 @@ async def test_a_cluster_that_ends_on_purpose_is_not_looked_for():
     async with cluster() as (scheduler, _, client):
         never = client.submit(lambda x: x, client.submit(asyncio.sleep, 1000), key="never")
         await scheduler.close("the end", close_workers=True)
-        with pytest.raises(asyncio.CancelledError, match="the end"):
+        with pytest.raises(CancelledError, match="the end"):
             await never
         assert client.status == "closed"
+
+
+async def test_a_worker_that_joins_a_cluster_as_that_ends_has_ended_too():
+    async with cluster(0) as (scheduler, _, _):
+        scheduler.on_joined.append(lambda worker: scheduler._connections[worker].send(("close", "the end")))
+        worker = await Worker(scheduler.address, nthreads=1)
+        await asyncio.wait_for(worker.finished(), 20)
+        assert worker.status == "closed"
 
 
 async def test_a_client_that_is_back_before_its_old_connection_was_seen_to_end_keeps_its_futures(monkeypatch):

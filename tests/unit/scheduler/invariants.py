@@ -155,7 +155,7 @@ def check_work_conserving(state: SchedulerState) -> None:
             continue
         if any(ts not in state.suspects for ts in anywhere):
             assert _full(worker), f"{worker} could run {anywhere}"
-        if any(placement.allowed(ts, worker) for ts in anywhere):
+        if any(placement.allowed(ts, worker) and not state.apart(ts, worker) for ts in anywhere):
             assert len(worker.processing) >= worker.nthreads, f"{worker} could run {anywhere}"
         if worker.backlog:
             assert _full(worker), f"{worker} has a backlog"

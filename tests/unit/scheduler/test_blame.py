@@ -40,6 +40,24 @@ def test_a_task_that_kills_its_workers_is_named_and_the_hundreds_sent_ahead_with
     assert not state.suspects
 
 
+@pytest.mark.parametrize("allowed", [1, 2, 3])
+def test_a_long_task_beside_one_that_kills_its_worker_again_and_again_finishes(bench, allowed: int) -> None:
+    b = bench(allowed_failures=allowed)
+    worker = b.worker("w0", nthreads=2)
+    innocent, culprit = b.submit(("long-1",), ("kill-1",))
+    deaths = 0
+    while b.state.counts["processing"]:
+        if culprit in worker.processing:
+            deaths += 1
+            b.state.remove_worker(worker)
+            worker = b.worker(f"w{deaths}", nthreads=2)
+        else:
+            b.done(worker, innocent, value=b"result")
+    assert innocent.state == "memory" and culprit.state == "erred"
+    assert deaths == allowed + 1
+    assert not b.state.suspects
+
+
 def test_suspects_are_sent_nothing_ahead(bench) -> None:
     b = bench()
     worker = b.worker("a")

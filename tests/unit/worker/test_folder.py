@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import daskfleet.worker.folder as folders
-from daskfleet import Nanny, Scheduler
+from daskfleet import Nanny, Scheduler, Worker
 from daskfleet.worker import nanny as nannies
 from daskfleet.worker.folder import LOCK, PREFIX, Folder, remove_if_dead, share
 
@@ -98,6 +98,28 @@ def test_a_dead_ones_folder_is_taken_over_unless_it_is_being_removed(tmp_path: P
     heir.remove()
     assert not dead.exists()
     assert share(dead) is None and Folder(str(tmp_path), str(dead)).path != dead
+
+
+async def test_a_worker_removes_what_the_dead_have_left_beside_it_and_its_own_when_it_closes(tmp_path: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "from daskfleet.worker.folder import Folder\n"
+        "folder = Folder(sys.argv[1])\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", program, str(tmp_path)])
+    (dead,) = tmp_path.iterdir()
+    async with (
+        Scheduler(port=0, dashboard_address=None) as scheduler,
+        Worker(scheduler.address, nthreads=1, local_directory=str(tmp_path)) as worker,
+        asyncio.timeout(30),
+    ):
+        assert Path(worker.local_directory).parent == tmp_path
+        while dead.exists():
+            await asyncio.sleep(0.01)
+        assert list(tmp_path.iterdir()) == [Path(worker.local_directory)]
+        await worker.close()
+        assert not list(tmp_path.iterdir())
 
 
 async def test_a_killed_workers_folder_is_its_nannys_until_that_ends(tmp_path: Path, monkeypatch) -> None:

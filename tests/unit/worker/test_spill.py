@@ -1,5 +1,6 @@
 """Spilling: nothing is lost, the least recently used goes first, faults cost only memory."""
 
+import asyncio
 import errno
 import threading
 
@@ -7,7 +8,7 @@ import numpy
 import pytest
 from daskfleet.protocol.serialize import loads
 from daskfleet.worker.memory import MemoryMonitor, Thresholds, resident_memory
-from daskfleet.worker.spill import OnDisk, SpillBuffer
+from daskfleet.worker.spill import OnDisk, SpillBuffer, Spilling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,14 @@ def fill(buffer, sizes, ids, size=100):
     for id in ids:
         sizes[id] = size
         buffer[id] = bytes([id]) * size
+    settle(buffer)
+
+
+def settle(buffer):
+    async def settle():
+        await Spilling(buffer, lambda: None).settled()
+
+    asyncio.run(settle())
 
 
 @pytest.fixture
@@ -60,6 +69,7 @@ def test_arrays_come_back_writable_and_the_file_is_untouched(tmp_path):
     array = numpy.arange(100_000)
     buffer = SpillBuffer(tmp_path, 0, {1: array.nbytes})
     buffer[1] = array
+    settle(buffer)
     first = buffer[1].load()
     first[:] = 0
     assert (buffer[1].load() == array).all()
@@ -69,6 +79,7 @@ def test_arrays_come_back_writable_and_the_file_is_untouched(tmp_path):
 def test_a_mapped_value_outlives_its_file(tmp_path):
     buffer = SpillBuffer(tmp_path, 0, {1: 800_000})
     buffer[1] = numpy.arange(100_000)
+    settle(buffer)
     loaded = buffer[1].load()
     del buffer[1]
     assert loaded.sum() == numpy.arange(100_000).sum()
@@ -81,7 +92,7 @@ def test_what_cannot_be_pickled_stays_and_the_next_one_goes(buffer, sizes):
     assert not isinstance(buffer[1], OnDisk)
     assert isinstance(buffer[2], OnDisk)
     del buffer[1]
-    assert buffer.evict() == 100
+    assert buffer.memory_bytes == 200
 
 
 def test_a_full_disk_costs_memory_only(buffer, sizes, monkeypatch, caplog):
@@ -104,11 +115,12 @@ def test_max_spill(tmp_path, sizes):
     assert len(buffer) == 5
 
 
-@settings(max_examples=50, deadline=None)
-@given(steps=st.lists(st.tuples(st.sampled_from("sgd"), st.integers(0, 6), st.integers(0, 400)), max_size=40))
-def test_it_is_a_mapping(tmp_path_factory, steps):
+@settings(max_examples=100, deadline=None)
+@given(steps=st.lists(st.tuples(st.sampled_from("sgdmwe"), st.integers(0, 6), st.integers(0, 400)), max_size=40))
+def test_it_is_a_mapping_also_while_it_is_written(tmp_path_factory, steps):
     sizes, model = {}, {}
-    buffer = SpillBuffer(tmp_path_factory.mktemp("spill"), 500, sizes)
+    folder = tmp_path_factory.mktemp("spill")
+    buffer, writing = SpillBuffer(folder, 500, sizes), None
     for step, id, size in steps:
         if step == "s":
             buffer.pop(id, None)
@@ -116,23 +128,37 @@ def test_it_is_a_mapping(tmp_path_factory, steps):
             buffer[id] = model[id] = bytes([id]) * size
         elif step == "d":
             assert (buffer.pop(id, None) is None) == (model.pop(id, None) is None)
-        elif id in model:
+        elif step == "m" and id in model:  # the worker comes to another scheduler, whose ids are others
+            size, new = sizes[id], (id + 1) % 7
+            moving = [buffer.pop(id)]
+            buffer.pop(new, None)
+            sizes[new], model[new] = size, model.pop(id)
+            buffer[new] = moving.pop()
+        elif step == "w" and writing is None:
+            rows = buffer.oldest(max(size, 1))
+            writing = rows, buffer.write(rows)
+        elif step == "e" and writing is not None:
+            buffer.moved(*writing)
+            writing = None
+        elif step == "g" and id in model:
             assert value_of(buffer[id]) == model[id]
         assert set(buffer) == set(model)
-        assert buffer.memory_bytes <= 500
+        assert buffer.memory_bytes == sum(sizes[id] for id in model if not isinstance(buffer[id], OnDisk))
+    writing = None
+    settle(buffer)
+    assert {id: value_of(buffer[id]) for id in model} == model
+    assert buffer.memory_bytes <= 500
+    assert len(list(folder.iterdir())) == sum(isinstance(buffer[id], OnDisk) for id in model)
 
 
 def test_monitor_spills_to_the_target_and_pauses_when_that_is_not_enough():
-    held = [100] * 5
-    monitor = MemoryMonitor(1000, Thresholds(), lambda: held.pop() if held else 0)
-    assert not monitor.look(650)
-    assert len(held) == 5
-    assert not monitor.look(790)
-    assert len(held) == 3
-    assert monitor.look(1200)
-    assert not held
-    assert monitor.look(900)
-    assert not monitor.look(500)
+    monitor = MemoryMonitor(1000, Thresholds())
+    assert monitor.excess(650) == 0
+    assert monitor.excess(790) == 190
+    assert MemoryMonitor(1000, Thresholds(target=None)).excess(790) == 90
+    assert not monitor.pauses(790)
+    assert monitor.pauses(810)
+    assert not monitor.pauses(500)
 
 
 def test_thresholds_can_be_switched_off():
@@ -141,7 +167,9 @@ def test_thresholds_can_be_switched_off():
     with dask.config.set({"distributed.worker.memory.spill": False, "distributed.worker.memory.pause": 0.5}):
         thresholds = Thresholds.configured()
     assert thresholds == Thresholds(spill=None, pause=0.5)
-    assert MemoryMonitor(100, thresholds, pytest.fail).look(60)
+    monitor = MemoryMonitor(100, thresholds)
+    assert monitor.pauses(60)
+    assert monitor.excess(99) == 0
 
 
 def test_resident_memory_is_that_of_this_process():

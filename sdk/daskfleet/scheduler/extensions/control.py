@@ -35,7 +35,7 @@ class Control:
 
     async def cancel(self, client: ClientState, cids: Sequence[int], force: bool, reason: str) -> None:
         scheduler = self._scheduler
-        sent = [ts for cid in cids if (ts := client.futures.get(cid)) is not None and ts.state == PROCESSING]
+        sent = [ts for ts in scheduler.state.going(client, cids, force=force) if ts.state == PROCESSING]
         where = [(ts, ts.worker) for ts in sent]
         scheduler.state.cancel(client, cids, force=force, reason=reason)
         if force:  # what nobody needs any more is stopped though it runs already

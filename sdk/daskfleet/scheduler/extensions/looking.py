@@ -43,7 +43,7 @@ class Looking:
         scheduler.handle("client", "processing", self.processing)
 
     async def ask_workers(
-        self, client: ClientState, names: Sequence[str], method: str, *args: Any
+        self, client: ClientState | None, names: Sequence[str], method: str, *args: Any
     ) -> list[tuple[str, Any]]:
         """``(address, answer)`` of each worker that gives one in time."""
 
@@ -99,9 +99,9 @@ class Looking:
         """The scheduler's last log lines."""
         return ring().text(self._scheduler.security.token).splitlines()
 
-    async def versions(self, client: ClientState) -> dict[str, str | None]:
+    async def versions(self, client: ClientState, packages: Sequence[str] = ()) -> dict[str, str | None]:
         """The scheduler's versions."""
-        return versions()
+        return versions(frozenset(packages))
 
     async def tasks(self, client: ClientState, keys: Sequence[Key] | None) -> list[dict[str, Any]]:
         """All that is known of tasks, as plain data."""

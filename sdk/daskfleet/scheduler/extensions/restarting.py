@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: So many names of workers are told to whoever names one that is not there.
+SHOWN = 20
+
 
 class Restarting:
     """Cancels everything; has workers start anew and waits for them."""
@@ -37,10 +40,16 @@ class Restarting:
     async def restart_workers(self, client: ClientState, names: Sequence[str], timeout: float) -> list[tuple[str, str]]:
         """Start those workers anew, all for an empty list; ``(what it was called, OK or timed out)``.
 
-        With a `timeout` of 0 it does not wait and calls all of them OK.
+        With a `timeout` of 0 it does not wait and calls all of them OK. ValueError, and none is started anew, when one
+        is not there.
         """
         scheduler = self._scheduler
         workers = scheduler.select(names)
+        if unknown := set(names).difference(*((worker.name, worker.address) for worker in workers)):
+            there = sorted(worker.name for worker in scheduler.state.workers.values())
+            shown = [*there[:SHOWN], f"and {len(there) - SHOWN} more"] if len(there) > SHOWN else there
+            missing = ", ".join(map(repr, sorted(unknown)))
+            raise ValueError(f"no worker {missing}; there are: {', '.join(shown) or 'none'}")
         replaced = scheduler.replaced
         await asyncio.gather(*(self._tell(worker) for worker in workers))
         await scheduler.until(lambda: all(map(replaced, workers)), timeout)
