@@ -215,12 +215,20 @@ def test_lifetime(start: Start, eventually) -> None:
     address = scheduler_at(start("scheduler", *QUIET))
     once = start("worker", address, "--lifetime", "1s", "--lifetime-stagger", "0.2s")
     assert once.wait(30) == 0
-    again = start("worker", address, "--lifetime", "1s", "--lifetime-restart", "--name", "again")
+    again = {
+        name: start("worker", address, "--lifetime", "1s", "--lifetime-restart", f"--{name}", "--name", name)
+        for name in ("nanny", "no-nanny")
+    }
     with Client(address) as client:
-        client.wait_for_workers(1, timeout=30)
-        pid = client.submit(os.getpid).result()
-        eventually(lambda: {w["pid"] for w in client.scheduler_info()["workers"].values()} - {pid})
-    assert again.poll() is None
+        seen: dict[str, set[str]] = {}
+
+        def look() -> bool:
+            for where, worker in client.scheduler_info()["workers"].items():
+                seen.setdefault(worker["name"], set()).add(where)
+            return all(len(seen.get(name, ())) > 1 for name in again)
+
+        eventually(look)
+    assert [process.poll() for process in again.values()] == [None, None]
 
 
 def test_worker_class(start: Start, tmp_path: Path) -> None:
@@ -275,7 +283,7 @@ def test_a_port_in_use(start: Start) -> None:
         (["scheduler", "--port", "99999"], "99999"),
         (["scheduler", "--idle-timeout", "x"], "--idle-timeout 'x'"),
         (["scheduler", "--port", "0", "--no-dashboard", "--preload", "nosuchmodule"], "preload nosuchmodule"),
-        (["scheduler", "--port", "0", "--no-dashboard", "--jupyter"], "--jupyter needs the dashboard"),
+        (["scheduler", "--port", "0", "--no-dashboard", "--jupyter"], "jupyter needs the dashboard"),
     ],
 )
 def test_errors_are_one_clear_line(start: Start, arguments: list[str], expected: str) -> None:
@@ -392,6 +400,8 @@ def test_every_documented_option_at_once(start: Start, certificate: str, tmp_pat
         assert all(w["memory_limit"] == 2**30 and w["nthreads"] == 2 for w in workers.values())
         assert all(address.startswith("tls://127.0.0.1:") for address in workers)
         assert set(client.run(lambda dask_worker: dask_worker.note).values()) == {"w"}
+        for seconds in client.run(lambda dask_worker: dask_worker.lifetime.seconds).values():
+            assert 3300 <= seconds <= 3900 and seconds != 3600
         assert client.submit(sum, [1, 2], resources={"GPU": 1}).result(timeout=30) == 3
         for worker in workers.values():
             url = f"http://127.0.0.1:{worker['services']['dashboard']}/w/health"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -118,6 +119,39 @@ def test_groups_count_as_their_workers(eventually) -> None:
         cluster.scale(2)
         eventually(lambda: len(cluster.scheduler_info["workers"]) == 2)
         assert len({name[0] for name in cluster.observed}) == 1, "a group goes as a whole"
+        first, second = cluster.observed
+        with Client(cluster) as client:
+            client.retire_workers([first])
+            cluster.scale(4)
+            eventually(lambda: cluster.scheduler_info and cluster.observed == {second, "2-a", "2-b"})
+            assert cluster.plan == {first, second, "2-a", "2-b"}, "half a group is one that there is"
+            client.retire_workers(["2-a", "2-b"])
+            assert cluster.plan == {first, second}
+
+
+async def test_what_a_client_has_retired_counts_no_more_though_it_takes_a_while_to_end() -> None:
+    ended = asyncio.Event()
+
+    class Lingering(Worker):
+        async def finished(self) -> None:
+            await super().finished()
+            await ended.wait()
+
+    async with (
+        SpecCluster(worker={**SMALL, "cls": Lingering}, scheduler=SCHEDULER, asynchronous=True) as cluster,
+        Client(cluster, asynchronous=True) as client,
+    ):
+        await cluster.scale(2)
+        await cluster.wait_for_workers(2, timeout=30)
+        await client.retire_workers(["0"])
+        assert cluster.plan == {"1"}
+        await cluster.scale(2)
+        async with asyncio.timeout(30):
+            while {worker["name"] for worker in cluster.scheduler_info["workers"].values()} != {"1", "2"}:
+                await asyncio.sleep(0.02)
+                await cluster._refresh()
+        ended.set()
+        assert cluster.plan == {"1", "2"} == cluster.requested
 
 
 def test_nannies_in_a_blocking_program(eventually) -> None:

@@ -181,9 +181,9 @@ class TestWithAnOperator:
         assert clusters() == []
 
     def test_a_pod_that_fits_nowhere_is_told_in_the_schedulers_words(self, namespace):
-        with pytest.raises(StartTimeout, match=r"within 3 s: pod c-scheduler-\S+ is Unschedulable: .*Insufficient cpu"):
+        with pytest.raises(StartTimeout, match=r"within 5 s: pod c-scheduler-\S+ is Unschedulable: .*Insufficient cpu"):
             resources = {"requests": {"cpu": "900"}}
-            KubeCluster(name="c", namespace=namespace, resources=resources, resource_timeout=3)
+            KubeCluster(name="c", namespace=namespace, resources=resources, resource_timeout=5)
 
     def test_a_quantity_that_is_none_is_certain(self, namespace):
         with pytest.raises(StartFailed, match="quantities must match") as caught:

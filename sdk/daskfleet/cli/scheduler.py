@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import socket
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,58 +22,12 @@ from daskfleet.cli.common import (
 )
 from daskfleet.cli.common import seconds as _seconds
 from daskfleet.exceptions import DaskfleetError
-from daskfleet.security import Security, new_token
+from daskfleet.security import Security
 
 if TYPE_CHECKING:
     from daskfleet.scheduler.server import Scheduler
 
 logger = logging.getLogger("daskfleet.scheduler")
-
-
-def renew(file: str, guard: Security, port: int) -> int:
-    """Take over from the scheduler that has written `file` before us: its token, and the port if that is free here.
-
-    Workers and clients of that one find us, and their token still holds. The token stays in the file otherwise, too: it
-    travels nowhere else, and only the file's owner can read it. Returns the port to listen on.
-    """
-    import json
-
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        before = json.loads(Path(file).read_text())
-        guard.token = guard.token or before["token"]
-        port = port or _if_free(int(str(before["address"]).rpartition(":")[2]))
-    guard.token = guard.token or new_token()
-    return port
-
-
-def _if_free(port: int) -> int:
-    """The port, or 0 when somebody listens on it on this host: ours may have been on another."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return 0
-    return port
-
-
-def serve_jupyter(scheduler: Any, guard: Security) -> None:
-    """Serve JupyterLab by the scheduler's own HTTP server. Raises ValueError if it is not installed."""
-    try:
-        from jupyter_server.serverapp import ServerApp
-        from traitlets.config import Config
-    except ImportError:
-        raise ValueError("--jupyter needs Jupyter: pip install jupyterlab") from None
-    token = guard.token or new_token()
-    base = f"{scheduler.http.mounts.prefix}/jupyter"
-    options = {"base_url": base, "allow_remote_access": True, "allow_root": True, "open_browser": False}
-    jupyter = ServerApp.instance(config=Config({"ServerApp": options, "IdentityProvider": {"token": token}}))
-    jupyter.initialize(argv=[], new_httpserver=False)
-    scheduler.http.mounts.others[base] = jupyter.web_app
-    if guard.token is None:
-        logger.info("   Jupyter at: %25s", f"{base}?token={token}")
-    else:
-        logger.info("   Jupyter at: %25s, with the cluster's token", base)
 
 
 @click.command(name="dask-scheduler", context_settings={"show_default": True, "ignore_unknown_options": True})
@@ -106,7 +57,7 @@ def main(**options: Any) -> None:
     except ValueError as error:
         fail(error)
     with pid_file(options["pid_path"]):
-        run(lambda stop: serve(stop, scheduler, guard, options))
+        run(lambda stop: serve(stop, scheduler, guard))
 
 
 def _scheduler(options: dict[str, Any]) -> tuple[Scheduler, Security]:
@@ -114,18 +65,15 @@ def _scheduler(options: dict[str, Any]) -> tuple[Scheduler, Security]:
     from daskfleet.scheduler.server import Scheduler
 
     guard = security("scheduler", options["tls_ca_file"], options["tls_cert"], options["tls_key"])
-    port = options["port"]
-    if options["scheduler_file"]:
-        port = renew(options["scheduler_file"], guard, port)
-    if options["jupyter"] and not options["dashboard"]:
-        raise ValueError("--jupyter needs the dashboard, below which it is served")
     scheduler = Scheduler(
         host=options["host"],
-        port=port,
+        port=options["port"],
         interface=options["interface"],
         protocol=options["protocol"] or ("tls" if guard.encrypted else "tcp"),
         dashboard_address=options["dashboard_address"] if options["dashboard"] else None,
+        jupyter=options["jupyter"],
         security=guard,
+        scheduler_file=options["scheduler_file"],
         http_prefix=options["dashboard_prefix"],
         idle_timeout=_seconds("--idle-timeout", options["idle_timeout"]),
         preload=options["preload"] or None,
@@ -134,16 +82,10 @@ def _scheduler(options: dict[str, Any]) -> tuple[Scheduler, Security]:
     return scheduler, guard
 
 
-async def serve(stop: asyncio.Event, scheduler: Scheduler, guard: Security, options: dict[str, Any]) -> int:
+async def serve(stop: asyncio.Event, scheduler: Scheduler, guard: Security) -> int:
     """Run the scheduler until it ends or `stop` is set; the exit status."""
-    from daskfleet.scheduler_file import write
-
     try:
         await scheduler.start()
-        if options["jupyter"]:
-            serve_jupyter(scheduler, guard)
-        if options["scheduler_file"]:
-            write(options["scheduler_file"], scheduler.identity(), guard)
     except (OSError, ValueError, DaskfleetError) as error:
         fail(error)
     _announce(scheduler, guard)

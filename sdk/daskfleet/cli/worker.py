@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
-from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -116,23 +114,10 @@ def main(scheduler: str | None, **options: Any) -> None:
         count = how_many(options["nworkers"])
         settings = _settings(scheduler, options, count)
         kind, more = _kind(options)
-        life = Life(
-            _lifetime(options, "lifetime", "duration"),
-            _lifetime(options, "lifetime_stagger", "stagger") or 0.0,
-            config.get("distributed.worker.lifetime.restart")
-            if options["lifetime_restart"] is None
-            else options["lifetime_restart"],
-        )
     except (ValueError, OSError) as error:
         fail(error)
     with pid_file(options["pid_path"]):
-        run(lambda stop: serve(stop, kind, {**settings, **more}, count, life))
-
-
-def _lifetime(options: dict[str, Any], option: str, setting: str) -> float | None:
-    if options[option] is None:
-        return config.seconds(f"distributed.worker.lifetime.{setting}")
-    return _seconds(f"--{option.replace('_', '-')}", options[option])
+        run(lambda stop: serve(stop, kind, {**settings, **more}, count))
 
 
 def _kind(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -151,19 +136,6 @@ def _kind(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if issubclass(kind, Nanny):
         more |= {"preload_nanny": options["preload_nanny"] or None, "preload_nanny_argv": options["preload_argv"]}
     return kind, more
-
-
-@dataclass(frozen=True)
-class Life:
-    """How long workers live, in seconds, and whether others follow them."""
-
-    seconds: float | None
-    stagger: float
-    restart: bool
-
-    def draw(self) -> float | None:
-        """One worker's."""
-        return None if self.seconds is None else max(0.0, self.seconds + random.uniform(-self.stagger, self.stagger))
 
 
 def _settings(scheduler: str | None, options: dict[str, Any], count: int) -> dict[str, Any]:
@@ -206,6 +178,9 @@ def _settings(scheduler: str | None, options: dict[str, Any], count: int) -> dic
         "local_directory": options["local_directory"],
         "security": guard,
         "death_timeout": death_timeout,
+        "lifetime": _seconds("--lifetime", options["lifetime"]),
+        "lifetime_stagger": _seconds("--lifetime-stagger", options["lifetime_stagger"]),
+        "lifetime_restart": options["lifetime_restart"],
         "preload": options["preload"] or None,
         "preload_argv": options["preload_argv"],
         "dashboard_address": options["dashboard_address"] if options["dashboard"] else None,
@@ -214,7 +189,7 @@ def _settings(scheduler: str | None, options: dict[str, Any], count: int) -> dic
     }
 
 
-async def serve(stop: asyncio.Event, kind: Any, settings: dict[str, Any], count: int, life: Life) -> int:
+async def serve(stop: asyncio.Event, kind: Any, settings: dict[str, Any], count: int) -> int:
     """Run the workers until all have ended or `stop` is set; the exit status."""
     name = settings.pop("name")
     names = [name] if count == 1 else [f"{name}-{i}" if name else None for i in range(count)]
@@ -229,13 +204,8 @@ async def serve(stop: asyncio.Event, kind: Any, settings: dict[str, Any], count:
             except (OSError, ValueError, TimeoutError, DaskfleetError) as error:
                 return str(error)
             logger.info("      Start worker at: %25s", getattr(server, "worker_address", "") or server.address)
-            try:
-                await asyncio.wait_for(server.finished(), life.draw())
-                return None
-            except TimeoutError:
-                logger.info("the lifetime of %s is over", server.name)
-            await _leave(server)
-            if not life.restart or stop.is_set():
+            await server.finished()
+            if not getattr(server, "renew", False) or stop.is_set():  # a nanny has seen to that itself
                 return None
 
     runs = [asyncio.ensure_future(one(place)) for place in range(count)]

@@ -31,6 +31,8 @@ def clamp(target: int, minimum: int, maximum: float) -> int:
 class Adaptive:
     """Scales a cluster with its load.
 
+    In difference from distributed, all but `cluster` is given by keyword.
+
     Parameters
     ----------
     cluster
@@ -58,7 +60,13 @@ class Adaptive:
         wait_count: int | None = None,
         target_duration: float | str | None = None,
         worker_key: Any = None,
+        **others: Any,
     ) -> None:
+        if others:
+            raise TypeError(
+                f"{type(self).__name__}() takes no {', '.join(f'{name}=' for name in others)}: it takes interval=, "
+                "minimum=, maximum=, wait_count=, target_duration= and worker_key="
+            )
         interval = seconds(config.get("distributed.adaptive.interval") if interval is None else interval) or 0.0
         if target_duration is None:
             target_duration = config.get("distributed.adaptive.target-duration")
@@ -99,11 +107,19 @@ class Adaptive:
             self._task = None
 
     async def _run(self) -> None:
+        told = ""
         while self._cluster() is not None:
             try:
                 await self.adapt()
+                told = ""
             except OSError as error:  # a scheduler that restarts
                 logger.info("the scheduler cannot be asked for its target: %s", error)
+            except ReferenceError:
+                return
+            except Exception as error:
+                if repr(error) != told:  # what does not pass is told once
+                    logger.exception("adapting failed, and is tried again in %g s", self.interval)
+                told = repr(error)
             await asyncio.sleep(self.interval)
 
     async def adapt(self) -> None:
@@ -115,7 +131,7 @@ class Adaptive:
                 await self.scale_up(n)
             case {"status": "down", "workers": names}:
                 logger.info("scaling down from %d workers by %d", have, len(names))
-                await self.scale_down(names)
+                await asyncio.shield(self.scale_down(names))  # `stop` in the middle leaves no worker half ended
 
     async def recommendations(self, target: int) -> dict[str, Any]:
         """What to do about `target`.

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pickle
+import signal
 import sys
 import uuid
 from typing import Any
@@ -19,11 +20,16 @@ from typing import Any
 from daskfleet import system
 from daskfleet.deploy import registry
 from daskfleet.deploy.cluster import Log, Logs
+from daskfleet.deploy.process import load_class
 from daskfleet.deploy.sized import Sized
+from daskfleet.deploy.status import Status
 from daskfleet.exceptions import DaskfleetError
+from daskfleet.http.logs import ring
 from daskfleet.options import WITHOUT_EFFECT, refuse
 from daskfleet.scheduler.server import Scheduler
+from daskfleet.scheduler.state import WorkerState
 from daskfleet.security import Security
+from daskfleet.worker.nanny import Nanny
 from daskfleet.worker.server import Worker
 
 logger = logging.getLogger(__name__)
@@ -51,7 +57,7 @@ class LocalCluster(Sized):
     Parameters
     ----------
     n_workers, threads_per_worker
-        By default the processors are split over workers.
+        By default the processors are split over workers. (By position these come first here, in distributed `name`.)
     processes
         Give each worker a process; otherwise they are threads of this one.
     host
@@ -67,9 +73,17 @@ class LocalCluster(Sized):
     security
         A `Security`, or True for certificates made for this cluster; by default a fresh token.
     worker_class
-        Instead of `Worker`, of which it is a subclass.
+        Instead of `Worker`, of which it is a subclass, or the name of one.
     **worker_kwargs
         Further parameters of `Worker`.
+
+    Attributes
+    ----------
+    scheduler : Scheduler
+        It runs in this process.
+    workers : dict
+        By name: `Worker` objects, or with `processes` a `WorkerProcess` each. In difference from distributed names are
+        texts, ``"0"`` and so on; ``workers[0]`` is taken too.
 
     Examples
     --------
@@ -96,13 +110,16 @@ class LocalCluster(Sized):
         asynchronous: bool = False,
         loop: Any = None,
         silence_logs: Any = None,
-        worker_class: type[Worker] | None = None,
+        worker_class: type[Worker] | type[Nanny] | str | None = None,
         scheduler_kwargs: dict[str, Any] | None = None,
         **worker_kwargs: Any,
     ) -> None:
         host = host or worker_kwargs.pop("ip", None) or "127.0.0.1"
         processes = processes is not False
         refuse("LocalCluster", {name: worker_kwargs.pop(name) for name in NOT_TAKEN & worker_kwargs.keys()})
+        worker_class = load_class(worker_class)
+        if processes and worker_class is Nanny:
+            worker_class = None  # each has one anyway
         if worker_class is not None and not (isinstance(worker_class, type) and issubclass(worker_class, Worker)):
             raise ValueError(f"worker_class={worker_class!r}: expected a subclass of daskfleet.Worker")
         super().__init__(
@@ -136,7 +153,7 @@ class LocalCluster(Sized):
             **worker_kwargs,
         }
         self.scheduler: Scheduler | None = None
-        self.workers: dict[str, Any] = {}
+        self.workers: dict[str, Any] = _ByName()
         self._next = 0
         self._helper: _Helper | None = None
         if not self.asynchronous:
@@ -144,6 +161,8 @@ class LocalCluster(Sized):
 
     async def _start(self) -> None:
         self.scheduler = Scheduler(**self._scheduler_options)
+        workers = self.workers  # and not `self`: the scheduler is not to keep a cluster that was dropped
+        self.scheduler.on_retired.append(lambda worker: workers.pop(worker.name, None))
         starting = asyncio.ensure_future(_Helper.start()) if self.processes else None
         try:
             await self.scheduler.start()
@@ -171,9 +190,10 @@ class LocalCluster(Sized):
             with contextlib.suppress(OSError, ValueError):
                 registry.forget(self.name)
             await self.scheduler.close("the cluster was closed", close_workers=True)
-        await asyncio.gather(*(worker.close() for worker in self.workers.values() if worker is not None))
         if self._helper is not None:
             await self._helper.close()
+        else:
+            await asyncio.gather(*(worker.close() for worker in self.workers.values()))
         self.workers.clear()
 
     async def _scale(self, n: int) -> None:
@@ -183,7 +203,8 @@ class LocalCluster(Sized):
             name, self._next = str(self._next), self._next + 1
             options = {**self._worker_options, "name": name}
             if self._helper is not None:
-                self.workers[name] = None
+                assert self.scheduler is not None
+                self.workers[name] = WorkerProcess(self.scheduler, name)
                 self._helper.add(options, self._worker_class)
             else:
                 self.workers[name] = await (self._worker_class or Worker)(**options)
@@ -194,7 +215,7 @@ class LocalCluster(Sized):
     async def _scale_down(self, names: list[str]) -> None:
         assert self.scheduler is not None
         for name in names:
-            self.workers.pop(name, None)
+            self.workers.pop(name, None)  # it may not have come yet
         await self.scheduler.retire_workers(self.scheduler.select(names), close_workers=True)
         await self._refresh()
 
@@ -214,8 +235,70 @@ class LocalCluster(Sized):
     def requested(self) -> set[str]:
         return set(self.workers)
 
+    async def _adaptive_target(self, target_duration: float) -> int:
+        assert self.scheduler is not None
+        return self.scheduler.adaptive_target(target_duration)
+
+    async def _workers_to_close(self, n: int) -> list[str]:
+        assert self.scheduler is not None
+        return [worker.name for worker in self.scheduler.workers_to_close(n, self.workers)]
+
     async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: bool = True) -> Logs:
-        return Logs({"Cluster": Log("The log of a local cluster goes to this process's own.")} if cluster else {})
+        assert self.scheduler is not None
+        logs = Logs({"Cluster": Log("The log of a local cluster goes to this process's own.")} if cluster else {})
+        if scheduler:
+            logs["Scheduler"] = Log(ring().text(self.scheduler.security.token))
+        if workers:
+            rows = await self.scheduler.extensions["looking"].ask_workers(None, [], "logs")
+            logs |= {address: Log("\n".join(lines)) for address, lines in rows}
+        return logs
+
+
+class _ByName(dict[str, Any]):
+    def __missing__(self, name: Any) -> Any:
+        if isinstance(name, int) and str(name) in self:
+            return self[str(name)]
+        raise KeyError(name)
+
+
+class WorkerProcess:
+    """A worker of a `LocalCluster` that has a process of its own, as far as the scheduler knows it.
+
+    Its nanny, which starts another in its place if it dies, is in the process that all of them are forked off.
+    """
+
+    def __init__(self, scheduler: Scheduler, name: str) -> None:
+        self._scheduler, self.name = scheduler, name
+
+    @property
+    def _state(self) -> WorkerState | None:
+        return next((worker for worker in self._scheduler.state.workers.values() if worker.name == self.name), None)
+
+    @property
+    def address(self) -> str:
+        """``""`` while it is not there."""
+        return self._state.address if self._state is not None else ""
+
+    worker_address = address
+
+    @property
+    def pid(self) -> int | None:
+        return self._state.info["pid"] if self._state is not None else None
+
+    @property
+    def status(self) -> Status:
+        """``starting`` until it has joined the scheduler, and again while a nanny has to start another."""
+        if self._scheduler.status != "running":
+            return Status.closed
+        return Status.starting if self._state is None else Status.running
+
+    async def kill(self) -> None:
+        """End its process at once; its nanny starts another."""
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def __repr__(self) -> str:
+        return f"<WorkerProcess {self.name!r} {self.address} {self.status}, pid {self.pid}>"
 
 
 class _Helper:

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import itertools
 import math
+import weakref
 from typing import Any
 
 from daskfleet import system
@@ -17,6 +18,8 @@ from daskfleet.deploy import registry
 from daskfleet.deploy.adaptive import Adaptive
 from daskfleet.deploy.scheduler_link import LocalLink, SchedulerLink
 from daskfleet.deploy.sized import Sized
+from daskfleet.scheduler.server import Scheduler
+from daskfleet.scheduler.state import CLOSING, WorkerState
 
 
 class PlannedCluster(Sized):
@@ -116,6 +119,24 @@ class PlannedCluster(Sized):
             if chosen.issuperset(self._members(name)):
                 del self.worker_spec[name]
         self._spawn_correction()
+
+    def _hear_of_the_retired(self, scheduler: Scheduler) -> None:
+        """Whom a client tells to end for good counts no more, though its process may take a while to end."""
+        ref = weakref.ref(self)  # the scheduler is not to keep a cluster that was dropped
+
+        def retired(worker: WorkerState) -> None:
+            if (cluster := ref()) is not None:
+                cluster._on_retired(worker.name, scheduler)
+
+        scheduler.on_retired.append(retired)
+
+    def _on_retired(self, worker: str, scheduler: Scheduler) -> None:
+        for name in self.workers:
+            if worker in (members := self._members(name)):
+                leaving = (each.name for each in scheduler.select(members) if each.status == CLOSING)
+                if set(members) <= {worker, *leaving}:
+                    self.worker_spec.pop(name, None)
+                return
 
     async def _registered(self) -> set[str]:
         await self._refresh()

@@ -189,6 +189,8 @@ class SpecCluster(PlannedCluster):
             options.setdefault("security", self.security)
         self.scheduler = cls(**options)
         await self.scheduler
+        if isinstance(self.scheduler, Scheduler):
+            self._hear_of_the_retired(self.scheduler)
         await self._connect(getattr(self.scheduler, "external_address", None) or self.scheduler.address)
 
     async def _connect(self, address: str) -> None:

@@ -30,6 +30,15 @@ def test_blocking_use():
     cluster.close()  # a second time is no error
 
 
+def test_workers_that_a_client_has_retired_are_replaced_when_it_scales():
+    with LocalCluster(**SMALL) as cluster, cluster.get_client() as client:
+        client.retire_workers(list(client.nthreads()))
+        assert not cluster.plan
+        cluster.scale(1)
+        cluster.wait_for_workers(1, timeout=20)
+        assert client.submit(sum, [1, 2]).result(timeout=20) == 3
+
+
 async def test_asynchronous_use():
     async with LocalCluster(**SMALL, asynchronous=True) as cluster:
         await cluster.scale(2)
@@ -113,6 +122,31 @@ async def test_adapting_recommends_and_follows():
         assert await adaptive.recommendations(have) == {"status": "same"}
         assert await adaptive.recommendations(0) == {"status": "same"}  # for the first time
         assert await adaptive.recommendations(0) == {"status": "down", "workers": sorted(cluster.plan)}
+
+
+async def test_adapting_goes_on_after_an_error_and_ends_what_it_has_begun_when_it_is_stopped(caplog):
+    asked, begun = asyncio.Event(), asyncio.Event()
+
+    class Mine(Adaptive):
+        async def target(self) -> int:
+            if not asked.is_set():
+                asked.set()
+                raise ValueError("not now")
+            return 0
+
+        async def scale_down(self, workers: list[str]) -> None:
+            begun.set()
+            await asyncio.sleep(0.05)
+            await super().scale_down(workers)
+
+    async with LocalCluster(**SMALL, asynchronous=True) as cluster, asyncio.timeout(30):
+        adaptive = cluster.adapt(0, 1, Adaptive=Mine, interval=0.02, wait_count=1)
+        await begun.wait()
+        adaptive.stop()
+        while cluster.observed:
+            await asyncio.sleep(0.01)
+            await cluster._refresh()
+        assert "adapting failed, and is tried again in 0.02 s" in caplog.text and "not now" in caplog.text
 
 
 def test_adapt_refuses_bounds_that_contradict():

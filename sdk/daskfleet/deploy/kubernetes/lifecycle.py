@@ -26,6 +26,8 @@ from daskfleet.deploy.kubernetes.errors import (
 )
 
 Object = dict[str, Any]
+LEAVING = "Terminating"
+"""The status of a cluster that has been deleted and whose record waits for what it owns."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def summarise(cluster: Mapping[str, Any]) -> Summary:
     return Summary(
         name=metadata["name"],
         namespace=metadata["namespace"],
-        status="Terminating" if metadata.get("deletionTimestamp") else str(status.get("phase") or "Unknown"),
+        status=LEAVING if metadata.get("deletionTimestamp") else str(status.get("phase") or "Unknown"),
         workers=int(status.get("replicas") or 0),
         ready=int(status.get("readyReplicas") or 0),
         created=_time(metadata["creationTimestamp"]),

@@ -15,7 +15,7 @@ from daskfleet.deploy.cluster import Log, Logs
 from daskfleet.deploy.kubernetes.api import Api, resource_path
 from daskfleet.deploy.kubernetes.errors import ApiError, InvalidManifest
 from daskfleet.deploy.kubernetes.fixed import OURS, Layout
-from daskfleet.deploy.kubernetes.lifecycle import list_clusters
+from daskfleet.deploy.kubernetes.lifecycle import LEAVING, list_clusters
 
 #: Seconds until a stream that ended is opened again, doubled each time that nothing came, up to the last.
 PAUSE = (0.2, 5.0)
@@ -94,13 +94,14 @@ async def follow_logs(
         return
     following = _Following(api, namespace, cluster, lines)
     watching = asyncio.ensure_future(following.watch(_selector(cluster, layout, scheduler, workers)))
+    ending = asyncio.ensure_future(following.end())
     try:
         while (item := await following.said.get()) is not None:
             if isinstance(item, Exception):
                 raise item
             yield item
     finally:
-        for task in (watching, *following.tasks.values()):
+        for task in (watching, ending, *following.tasks.values()):
             task.cancel()
 
 
@@ -110,6 +111,7 @@ class _Following:
     def __init__(self, api: Api, namespace: str, cluster: str, lines: int | None) -> None:
         self._api, self._namespace, self._cluster, self._lines = api, namespace, cluster, lines
         self._pods = resource_path("pods", namespace)
+        self._empty = asyncio.Event()  # no pod is there
         self.said: asyncio.Queue[tuple[str, str] | Exception | None] = asyncio.Queue(1000)
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -118,23 +120,37 @@ class _Following:
         there: set[str] = set()
         try:
             async for event in self._api.watch(self._pods, labels=selector):
-                if event.type == "SYNCED":
-                    continue
-                name = event.object["metadata"]["name"]
-                if event.type != "DELETED":
+                name = event.object["metadata"]["name"] if event.object else ""
+                if event.type == "DELETED":
+                    there.discard(name)
+                elif event.type != "SYNCED":
                     there.add(name)
                     if name not in self.tasks:
                         self.tasks[name] = asyncio.ensure_future(self._follow(event.object))
-                    continue
-                there.discard(name)
-                if not there and await self._gone():
-                    await asyncio.wait(self.tasks.values())
-                    return await self.said.put(None)
+                (self._empty.clear if there else self._empty.set)()
         except Exception as error:  # whoever reads is to get it
             await self.said.put(error)
 
+    async def end(self) -> None:
+        """Say that it is over, once no pod is there and the cluster is gone, or going: its record may stay longer than
+        its pods, and a cluster of none may go at any time."""
+        pause = PAUSE[0]
+        try:
+            while True:
+                waited = not self._empty.is_set()
+                await self._empty.wait()
+                if await self._gone() and self._empty.is_set():
+                    break
+                pause = PAUSE[0] if waited else min(2 * pause, PAUSE[1])
+                await asyncio.sleep(pause)
+            await asyncio.gather(*self.tasks.values())
+            await self.said.put(None)
+        except Exception as error:
+            await self.said.put(error)
+
     async def _gone(self) -> bool:
-        return all(found.name != self._cluster for found in await list_clusters(self._api, self._namespace))
+        found = await list_clusters(self._api, self._namespace)
+        return all(each.name != self._cluster or each.status == LEAVING for each in found)
 
     async def _follow(self, pod: Mapping[str, Any]) -> None:
         name = pod["metadata"]["name"]
