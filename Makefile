@@ -53,7 +53,7 @@ chaos: $(INSTALLED) ## work while workers are killed, against the same in peace;
 	@$(BIN)/python -m tests.benchmarks.chaos $(ARGS)
 
 bench: $(INSTALLED) ## the runtime's figures
-	@$(BIN)/python -m tests.benchmarks.runtime
+	@$(BIN)/python -m tests.benchmarks.runtime $(ARGS)
 
 bench-kubernetes: $(INSTALLED) ## the figures on Kubernetes, against dask-kubernetes
 	@$(BIN)/python -m tests.benchmarks.kubernetes $(ARGS)

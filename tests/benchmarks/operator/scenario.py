@@ -91,8 +91,12 @@ async def bare(api: Api, namespace: str, image: str, deadline: float, workers: i
         return await life(PodWatch(api, namespace, deadline), workers, create, delete)
 
 
-async def operated(api: Api, namespace: str, image: str, deadline: float, workers: int) -> Json:
-    """One DaskCluster whose scheduler, a real one, runs: scaled from none to all its workers, and to none again."""
+async def operated(api: Api, namespace: str, image: str, deadline: float, workers: int, scaled_down: bool) -> Json:
+    """One DaskCluster whose scheduler, a real one, runs: scaled from none to all its workers, and to none again.
+
+    dask-kubernetes asks the scheduler whom to take away, which knows none of the simulated workers, and takes nobody
+    then: its cluster is deleted instead.
+    """
     made = manifest("bench", namespace, image, 0, False)
     del made["metadata"]["uid"]
     await api.create(CLUSTER, namespace, made)
@@ -106,7 +110,10 @@ async def operated(api: Api, namespace: str, image: str, deadline: float, worker
     async def scale(replicas: int) -> None:
         await api.patch(WORKERGROUP, namespace, "bench-default", {"spec": {"worker": {"replicas": replicas}}})
 
-    return await life(PodWatch(api, namespace, deadline), workers, lambda: scale(workers), lambda: scale(0))
+    async def down() -> None:
+        await (scale(0) if scaled_down else api.delete(CLUSTER, namespace, "bench"))
+
+    return await life(PodWatch(api, namespace, deadline), workers, lambda: scale(workers), down)
 
 
 async def _runs(api: Api, namespace: str) -> bool:
@@ -181,8 +188,8 @@ async def run(arguments: argparse.Namespace) -> None:
         common = api, arguments.namespace, arguments.image, arguments.deadline
         if arguments.what == "bare":
             await bare(*common, arguments.workers)
-        elif arguments.what == "cluster":
-            await operated(*common, arguments.workers)
+        elif arguments.what in ("cluster", "deleted"):
+            await operated(*common, arguments.workers, arguments.what == "cluster")
         else:
             names = (f"bench-{arguments.first + number}" for number in range(arguments.clusters))
             await many(*common, names, arguments.workers)
@@ -190,7 +197,7 @@ async def run(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["bare", "cluster", "many"])
+    parser.add_argument("what", choices=["bare", "cluster", "deleted", "many"])
     parser.add_argument("--kubeconfig", required=True)
     parser.add_argument("--namespace", required=True)
     parser.add_argument("--image", required=True)

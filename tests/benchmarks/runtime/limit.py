@@ -155,9 +155,13 @@ if __name__ == "__main__":
         start = time.perf_counter()
         assert client.map(values) == values
         print(f"{n} tasks: {n / (time.perf_counter() - start):,.0f} a second")
-    times = []
-    for i in range(300):
-        start = time.perf_counter()
-        client.map([i])
-        times.append(time.perf_counter() - start)
-    print(f"one task and its result: {sorted(times)[150] * 1e3:.2f} ms")
+    medians = []
+    for _ in range(8):  # as the engines' (see workloads.py)
+        times = []
+        for i in range(200):
+            start = time.perf_counter()
+            client.map([i])
+            times.append(time.perf_counter() - start)
+        medians.append(sorted(times)[100])
+        time.sleep(0.5)
+    print(f"one task and its result: {min(medians) * 1e3:.2f} ms")
