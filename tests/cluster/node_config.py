@@ -17,6 +17,8 @@ from .progress import run
 
 NODE_IP = "198.18.255.1"
 POD_NETWORK, POD_GATEWAY = "198.18.0.0/17", "198.18.0.1/17"
+#: The gateway's hardware address, of the range that is free for all.
+BRIDGE = "02:00:00:00:00:01"
 SERVICE_NETWORK, SERVICE_IP = "198.19.0.0/16", "198.19.0.1"
 PAUSE = "localhost/daskfleet/pause:1"
 

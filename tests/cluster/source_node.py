@@ -25,7 +25,7 @@ from pathlib import Path
 
 from . import machine, tools
 from .base import Cluster
-from .node_config import NODE_IP, PAUSE, POD_GATEWAY, SERVICE_NETWORK, NodeConfig
+from .node_config import BRIDGE, NODE_IP, PAUSE, POD_GATEWAY, SERVICE_NETWORK, NodeConfig
 from .oci import OciLayout, full_name
 from .processes import Processes
 from .progress import ClusterError, run, step
@@ -176,7 +176,9 @@ class SourceNode(Cluster):
         run(["ip", "netns", "add", self.name], hint="A node needs to make network namespaces (CAP_SYS_ADMIN).")
         run([*network, "link", "set", "lo", "up"])
         run([*network, "addr", "add", f"{NODE_IP}/32", "dev", "lo"])
-        run([*network, "link", "add", "cni0", "type", "bridge"])
+        # A bridge without an address of its own takes the lowest of its ports': when that pod goes, so does the gateway
+        # that all others know, for the half minute until they ask who it is now.
+        run([*network, "link", "add", "cni0", "address", BRIDGE, "type", "bridge"])
         run([*network, "addr", "add", POD_GATEWAY, "dev", "cni0"])
         run([*network, "link", "set", "cni0", "up"])
         # kube-proxy rewrites service addresses, but only of packets that have a route in the first place.
