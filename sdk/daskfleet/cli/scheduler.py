@@ -69,7 +69,7 @@ def _scheduler(options: dict[str, Any]) -> tuple[Scheduler, Security]:
         host=options["host"],
         port=options["port"],
         interface=options["interface"],
-        protocol=options["protocol"] or ("tls" if guard.encrypted else "tcp"),
+        protocol=options["protocol"],
         dashboard_address=options["dashboard_address"] if options["dashboard"] else None,
         jupyter=options["jupyter"],
         security=guard,

@@ -130,14 +130,13 @@ class LocalCluster(Sized):
         )
         self._n_workers, self.threads_per_worker = shape(n_workers, threads_per_worker, processes, system.cpu_count())
         self.processes, self._worker_class = processes, worker_class
-        self._protocol = protocol or ("tls" if self.security and self.security.encrypted else "tcp")
         self._scheduler_options = {
             "host": host,
             "port": scheduler_port,
             "interface": interface,
             "dashboard_address": dashboard_address,
             "security": self.security,
-            "protocol": self._protocol,
+            "protocol": protocol,
             **(scheduler_kwargs or {}),
         }
         limit = system.parse_memory_limit(

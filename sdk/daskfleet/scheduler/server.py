@@ -55,7 +55,8 @@ class Scheduler(Peers):
     Parameters
     ----------
     host, port, interface, protocol
-        Where to listen: every interface and port 8786 by default; port 0 takes a free one.
+        Where to listen: every interface and port 8786 by default; port 0 takes a free one. The protocol (``"tcp"`` or
+        ``"tcp://"``, `tls`, `unix`, `inproc`) is TLS where `security` has certificates.
     contact_address
         What others should connect to, when that differs from where it listens.
     scheduler_file
@@ -145,7 +146,7 @@ class Scheduler(Peers):
         self._host = interface_ip(interface) if interface else host or ""
         self.scheduler_file, self.contact_address = scheduler_file, contact_address
         self._port = files.renew(scheduler_file, self.security, port) if scheduler_file else port
-        self._scheme = protocol or "tcp"
+        self._scheme = (protocol or ("tls" if self.security.encrypted else "tcp")).removesuffix("://")
         self._listener: Listener | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._finished = asyncio.Event()

@@ -170,7 +170,7 @@ class Worker:
         self._http_prefix, self._sni = http_prefix, scheduler_sni
         self._host = interface_ip(interface) if interface else host or ""
         self._port, self._contact = port or 0, contact_address
-        self._scheme = protocol or parse_address(scheduler_address).scheme
+        self._scheme = (protocol or parse_address(scheduler_address).scheme).removesuffix("://")
         self._scheduler: Connection | None = None
         self._listener: Listener | None = None
         self._executor: Executor | None = None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daskfleet import Adaptive, Client, LocalCluster, Scheduler, SpecCluster, Worker, wait
+from daskfleet import Adaptive, Client, LocalCluster, Scheduler, Security, SpecCluster, Worker, wait
 from daskfleet.deploy.status import Status
 from daskfleet.worker.lifetime import Lifetime
 
@@ -106,3 +106,16 @@ async def test_a_scheduler_file_and_a_contact_address(tmp_path: Path) -> None:
         assert again.security.token == scheduler.security.token, "it takes over"
     with pytest.raises(ValueError, match="jupyter needs the dashboard"):
         Scheduler(dashboard=False, jupyter=True)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "tcp://", "tls", "tls://", None])
+async def test_protocols_as_distributed_spells_them_and_tls_where_certificates_are_at_hand(protocol: str | None) -> None:
+    security = Security.temporary() if protocol is None or protocol.startswith("tls") else None
+    options = {"n_workers": 1, "processes": False, "protocol": protocol, "security": security}
+    async with LocalCluster(asynchronous=True, **OPTIONS, **options) as cluster:
+        assert cluster.scheduler_address.startswith("tls://" if security else "tcp://")
+        assert all(worker.address.startswith("tls://" if security else "tcp://") for worker in cluster.workers.values())
+        async with Client(cluster, asynchronous=True) as client:
+            assert await client.submit(sum, [1, 2]) == 3
+    async with Scheduler(port=0, dashboard_address=None, protocol=protocol, security=security) as scheduler:
+        assert scheduler.address.startswith("tls://" if security else "tcp://")

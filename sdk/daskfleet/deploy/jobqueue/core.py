@@ -120,7 +120,7 @@ class JobQueueCluster(SpecCluster):
             "interface": setting("interface"), "dashboard_address": dashboard_address, "protocol": protocol,
             **({"host": host} if host else {}), **(setting("scheduler_options") or {}),
         }  # fmt: skip
-        self._protocol = protocol
+        self._protocol = protocol and protocol.removesuffix("://")  # as dask-jobqueue has it
         self._n_workers = n_workers
         self._queue: Queue | None = None
         kept = {"n_workers": 0, "host": host, "dashboard_address": dashboard_address, "protocol": protocol}
@@ -219,7 +219,7 @@ class JobQueueCluster(SpecCluster):
         if self._settings["scheduler_in_job"]:
             self.scheduler_spec = {"cls": SchedulerJob, "options": self._scheduler_job()}
         else:
-            self.scheduler_spec = {"cls": Scheduler, "options": self._in_process()}
+            self.scheduler_spec = {"cls": Scheduler, "options": {"port": 0, **self._scheduler_settings}}
         for _ in range(math.ceil(self._n_workers / self.processes)):
             self.worker_spec.update(self.new_worker_spec())
         await super()._start()
@@ -227,11 +227,6 @@ class JobQueueCluster(SpecCluster):
     def _make_folder(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.log_directory.mkdir(parents=True, exist_ok=True)
-
-    def _in_process(self) -> dict[str, Any]:
-        options = {"port": 0, **self._scheduler_settings}
-        options["protocol"] = options["protocol"] or ("tls" if self.security and self.security.encrypted else "tcp")
-        return options
 
     def _scheduler_job(self) -> dict[str, Any]:
         options = dict(self._scheduler_settings)

@@ -143,7 +143,7 @@ class MPICluster(SpecCluster):
         scheduler = {
             "port": 0,
             "interface": interface,
-            "protocol": protocol or ("tls" if security.encrypted else "tcp"),
+            "protocol": protocol,
             "dashboard_address": dashboard_address,
             **(scheduler_options or {}),
         }

@@ -265,7 +265,7 @@ def make(
     scheduler = {
         "port": scheduler_port,
         "interface": interface,
-        "protocol": protocol or ("tls" if security.encrypted else "tcp"),
+        "protocol": protocol,
         "dashboard_address": dashboard_address if dashboard else None,
     }
     return Rank(
