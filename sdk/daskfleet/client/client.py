@@ -64,6 +64,7 @@ class TaskClient(Client):
     """
 
     _built_in: ClassVar[dict[str, EventHandler]] = {}
+    _early = True
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from daskfleet import config
 from daskfleet import loop as loops
@@ -51,6 +51,9 @@ PATIENCE = 0.02
 
 class Core(Link):
     """Connection, life, and the states of futures. The parameters are `Client`'s."""
+
+    #: Whether the network in front of the scheduler may be younger than we are (`daskfleet.comm.reaching`).
+    _early: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -141,9 +144,9 @@ class Core(Link):
         args = self.security.get_connection_args("client")
         self._target: str = target
         try:
-            await self._introduce(await reach(self._where, self._attach, self._timeout, args, early=False))
-        except BaseException:
-            self.status = "closed"
+            await self._introduce(await reach(self._where, self._attach, self._timeout, args, early=self._early))
+        except BaseException as error:
+            self._give_up(str(error) or "the client was closed")
             if self._own_cluster:
                 await self.cluster._close()
             raise

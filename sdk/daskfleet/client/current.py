@@ -55,14 +55,19 @@ def current_client(allow_global: bool = True) -> Client:
 
 
 def worker_client_of(worker: Any) -> Client:
-    """The client that the tasks of `worker` share; made when first asked for, without waiting for its connection."""
-    if worker.client is None:
-        from daskfleet.client.client import TaskClient
+    """The client that the tasks of `worker` share; made when first asked for, without waiting for its connection.
 
-        with worker.client_lock:
-            if worker.client is None:
-                worker.client = TaskClient(worker)
-    return cast("Client", worker.client)
+    One that never reached the scheduler, or lost it for good, gives way to another: the worker itself may have it.
+    """
+    client = cast("Client | None", worker.client)
+    if client is not None and client.status != "closed":
+        return client
+    from daskfleet.client.client import TaskClient
+
+    with worker.client_lock:
+        if worker.client is None or (worker.client.status == "closed" and worker.status == "running"):
+            worker.client = TaskClient(worker)
+        return cast("Client", worker.client)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import threading
 
+import dask
 import pytest
 from daskfleet import (
     CancelledError,
@@ -16,10 +17,12 @@ from daskfleet import (
     Queue,
     Scheduler,
     SchedulerPlugin,
+    Security,
     Variable,
     Worker,
     WorkerPlugin,
     fire_and_forget,
+    get_client,
     get_worker,
 )
 from daskfleet.client import link
@@ -435,6 +438,65 @@ async def test_a_client_that_is_back_before_its_old_connection_was_seen_to_end_k
             assert await asyncio.wait_for(client.submit(sum, [3, 4]), 20) == 7
             assert await asyncio.wait_for(kept["a"], 20) == 1
         proxy.close()
+
+
+@contextlib.asynccontextmanager
+async def gate(address):
+    """An address that leads to `address`, and a list: as many connections as it has items are swallowed."""
+    scheme, _, place = address.partition("://")
+    host, _, port = place.partition(":")
+    to_swallow, tasks = [], set()
+
+    async def pump(source, sink):
+        with contextlib.suppress(OSError):
+            while data := await source.read(1 << 16):
+                sink.write(data)
+            sink.close()
+
+    async def serve(reader, writer):
+        tasks.add(asyncio.current_task())
+        if to_swallow:
+            to_swallow.pop()
+            await asyncio.Event().wait()
+        there, away = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(pump(reader, away), pump(there, writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}", to_swallow
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+
+
+async def test_tasks_get_a_client_when_what_lies_between_swallows_a_connection():
+    """A Service's rules may change after the worker has come through."""
+    security = Security.temporary()
+    async with (
+        Scheduler(host="127.0.0.1", port=0, dashboard_address=None, security=security) as scheduler,
+        gate(scheduler.address) as (address, to_swallow),
+        Worker(address, nthreads=1, security=security),
+        Client(scheduler.address, security=security, asynchronous=True, set_as_default=False) as client,
+    ):
+        to_swallow.append("the first of the tasks' client")
+        with dask.config.set({"distributed.comm.timeouts.connect": "5s"}):
+            future = client.submit(lambda: get_client().submit(sum, [1, 2]).result())
+            assert await asyncio.wait_for(future, 30) == 3
+
+
+async def test_tasks_get_another_client_when_theirs_never_reached_the_scheduler():
+    async with cluster(n_workers=0) as (scheduler, _, client), gate(scheduler.address) as (address, to_swallow):
+        async with Worker(address, nthreads=1) as worker:
+            to_swallow.extend(["all"] * 100)
+            with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+                failing = client.submit(lambda: get_client().submit(sum, [1, 2]).result())
+                with pytest.raises(Exception, match="did not answer"):
+                    await asyncio.wait_for(failing, 30)
+                to_swallow.clear()
+                future = client.submit(lambda: get_client().submit(sum, [1, 2]).result(), pure=False)
+                assert await asyncio.wait_for(future, 30) == 3
+            assert worker.status == "running"
 
 
 async def test_data_that_a_client_was_about_to_bring_is_not_waited_for_when_it_is_gone():
