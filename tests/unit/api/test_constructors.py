@@ -109,7 +109,7 @@ async def test_a_scheduler_file_and_a_contact_address(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "tcp://", "tls", "tls://", None])
-async def test_protocols_as_distributed_spells_them_and_tls_where_certificates_are_at_hand(protocol: str | None) -> None:
+async def test_protocols_as_distributed_spells_them_and_tls_where_there_are_certificates(protocol: str | None) -> None:
     security = Security.temporary() if protocol is None or protocol.startswith("tls") else None
     options = {"n_workers": 1, "processes": False, "protocol": protocol, "security": security}
     async with LocalCluster(asynchronous=True, **OPTIONS, **options) as cluster:

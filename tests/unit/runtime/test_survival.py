@@ -486,17 +486,20 @@ async def test_tasks_get_a_client_when_what_lies_between_swallows_a_connection()
 
 
 async def test_tasks_get_another_client_when_theirs_never_reached_the_scheduler():
-    async with cluster(n_workers=0) as (scheduler, _, client), gate(scheduler.address) as (address, to_swallow):
-        async with Worker(address, nthreads=1) as worker:
+    async with (
+        cluster(n_workers=0) as (scheduler, _, client),
+        gate(scheduler.address) as (address, to_swallow),
+        Worker(address, nthreads=1) as worker,
+    ):
+        with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
             to_swallow.extend(["all"] * 100)
-            with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
-                failing = client.submit(lambda: get_client().submit(sum, [1, 2]).result())
-                with pytest.raises(Exception, match="did not answer"):
-                    await asyncio.wait_for(failing, 30)
-                to_swallow.clear()
-                future = client.submit(lambda: get_client().submit(sum, [1, 2]).result(), pure=False)
-                assert await asyncio.wait_for(future, 30) == 3
-            assert worker.status == "running"
+            failing = client.submit(lambda: get_client().submit(sum, [1, 2]).result())
+            with pytest.raises(Exception, match="did not answer"):
+                await asyncio.wait_for(failing, 30)
+            to_swallow.clear()
+            future = client.submit(lambda: get_client().submit(sum, [1, 2]).result(), pure=False)
+            assert await asyncio.wait_for(future, 30) == 3
+        assert worker.status == "running"
 
 
 async def test_data_that_a_client_was_about_to_bring_is_not_waited_for_when_it_is_gone():
