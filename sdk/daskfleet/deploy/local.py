@@ -206,10 +206,19 @@ class LocalCluster(Sized):
                 self.workers[name] = WorkerProcess(self.scheduler, name)
                 self._helper.add(options, self._worker_class)
             else:
-                self.workers[name] = await (self._worker_class or Worker)(**options)
+                await self._start_here(name, (self._worker_class or Worker)(**options))
         if len(self.workers) > n and self.scheduler is not None:
             victims = [worker.name for worker in self.scheduler.workers_to_close(len(self.workers) - n, self.workers)]
             await self._scale_down(victims)
+
+    async def _start_here(self, name: str, worker: Worker) -> None:
+        self.workers[name] = worker
+        try:
+            await worker
+        except BaseException:  # adapting was stopped in the middle, say: no worker is left that nobody knows
+            self.workers.pop(name, None)
+            await worker.close("it was not wanted any more")
+            raise
 
     async def _scale_down(self, names: list[str]) -> None:
         assert self.scheduler is not None

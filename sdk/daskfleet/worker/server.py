@@ -176,6 +176,7 @@ class Worker:
         self._executor: Executor | None = None
         self._http: Any = None
         self._peers: set[Connection] = set()
+        self._pool = Pool(self.security.get_connection_args("worker"))
         self._tasks: set[asyncio.Task[Any]] = set()
         self._finished = asyncio.Event()
         self._started = time.time()
@@ -232,7 +233,6 @@ class Worker:
         self._folder = Folder(parent, self.predecessors_folder, keep=(SUFFIX,))
         self.local_directory = str(self._folder.path)
         args = self.security.get_listen_args("worker")
-        self._pool = Pool(self.security.get_connection_args("worker"))
         self._listener = await listen(self._host, self._port, self._on_peer, scheme=self._scheme, **args)
         self._executor = Executor(self.nthreads, loop, self._on_outcomes, self)
         self._stopping = Stopping(self, self._executor)
@@ -349,6 +349,18 @@ class Worker:
 
         self.pace = 1
         connection = await reach(where, self._attach, self.death_timeout, args, early=True)
+        try:
+            await self._register(connection)
+        except BaseException:  # we may be told to end meanwhile
+            connection.reset_handlers()
+            connection.abort()
+            raise
+        self._scheduler = connection
+        self.predecessor = "reconnected"
+        logger.info("registered with the scheduler at %s as %s (%s)", self.scheduler_address, self.name, self.address)
+        self._advance()
+
+    async def _register(self, connection: Connection) -> None:
         self.address = self._contact_address(connection)
         if self.predecessors_folder is not None:
             self._inherited, self.predecessors_folder = inherit(self), None
@@ -364,10 +376,6 @@ class Worker:
             },
             timeout=30,
         )
-        self._scheduler = connection
-        self.predecessor = "reconnected"
-        logger.info("registered with the scheduler at %s as %s (%s)", self.scheduler_address, self.name, self.address)
-        self._advance()
 
     def _contact_address(self, connection: Connection) -> str:
         assert self._listener is not None
