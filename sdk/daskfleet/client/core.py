@@ -196,6 +196,8 @@ class Core(Link):
         try:
             who = {"id": self.id, "scheduler": self._info.get("id"), "worker": self._worker_address()}
             self._info = await connection.call("register", "client", who, timeout=self._timeout)
+            if self.status == "closed":  # meanwhile
+                raise DaskfleetError("the client is closed")
         except BaseException:
             connection.reset_handlers()
             connection.abort()

@@ -26,6 +26,7 @@ from daskfleet import (
     get_worker,
 )
 from daskfleet.client import link
+from daskfleet.exceptions import DaskfleetError
 from daskfleet.scheduler import peers
 
 
@@ -442,10 +443,10 @@ async def test_a_client_that_is_back_before_its_old_connection_was_seen_to_end_k
 
 @contextlib.asynccontextmanager
 async def gate(address):
-    """An address that leads to `address`, and a list: as many connections as it has items are swallowed."""
+    """An address that leads to `address`, and a list of events: each holds up a connection until it is set."""
     scheme, _, place = address.partition("://")
     host, _, port = place.partition(":")
-    to_swallow, tasks = [], set()
+    swallowed_until, tasks = [], set()
 
     async def pump(source, sink):
         with contextlib.suppress(OSError):
@@ -455,15 +456,14 @@ async def gate(address):
 
     async def serve(reader, writer):
         tasks.add(asyncio.current_task())
-        if to_swallow:
-            to_swallow.pop()
-            await asyncio.Event().wait()
+        if swallowed_until:
+            await swallowed_until.pop().wait()
         there, away = await asyncio.open_connection(host, int(port))
         await asyncio.gather(pump(reader, away), pump(there, writer))
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
-        yield f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}", to_swallow
+        yield f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}", swallowed_until
     finally:
         server.close()
         for task in tasks:
@@ -475,11 +475,11 @@ async def test_tasks_get_a_client_when_what_lies_between_swallows_a_connection()
     security = Security.temporary()
     async with (
         Scheduler(host="127.0.0.1", port=0, dashboard_address=None, security=security) as scheduler,
-        gate(scheduler.address) as (address, to_swallow),
+        gate(scheduler.address) as (address, swallowed_until),
         Worker(address, nthreads=1, security=security),
         Client(scheduler.address, security=security, asynchronous=True, set_as_default=False) as client,
     ):
-        to_swallow.append("the first of the tasks' client")
+        swallowed_until.append(asyncio.Event())  # the first connection of the tasks' client, for ever
         with dask.config.set({"distributed.comm.timeouts.connect": "5s"}):
             future = client.submit(lambda: get_client().submit(sum, [1, 2]).result())
             assert await asyncio.wait_for(future, 30) == 3
@@ -488,18 +488,33 @@ async def test_tasks_get_a_client_when_what_lies_between_swallows_a_connection()
 async def test_tasks_get_another_client_when_theirs_never_reached_the_scheduler():
     async with (
         cluster(n_workers=0) as (scheduler, _, client),
-        gate(scheduler.address) as (address, to_swallow),
+        gate(scheduler.address) as (address, swallowed_until),
         Worker(address, nthreads=1) as worker,
     ):
         with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
-            to_swallow.extend(["all"] * 100)
+            swallowed_until.extend([asyncio.Event()] * 100)
             failing = client.submit(lambda: get_client().submit(sum, [1, 2]).result())
             with pytest.raises(Exception, match="did not answer"):
                 await asyncio.wait_for(failing, 30)
-            to_swallow.clear()
+            swallowed_until.clear()
             future = client.submit(lambda: get_client().submit(sum, [1, 2]).result(), pure=False)
             assert await asyncio.wait_for(future, 30) == 3
         assert worker.status == "running"
+
+
+async def test_a_client_that_is_closed_before_it_has_come_through_is_not_with_the_scheduler_later(monkeypatch):
+    monkeypatch.setattr(peers, "CLIENT_GRACE", 0.1)
+    async with cluster(n_workers=0) as (scheduler, _, client), gate(scheduler.address) as (address, swallowed_until):
+        late, opened = Client(address, asynchronous=True, set_as_default=False), asyncio.Event()
+        swallowed_until.append(opened)
+        starting = asyncio.create_task(late.start())
+        await until(lambda: not swallowed_until)
+        await late.close()
+        opened.set()
+        with pytest.raises(DaskfleetError, match="the client is closed"):
+            await asyncio.wait_for(starting, 20)
+        await until(lambda: late.id not in scheduler.state.clients)
+        assert client.id in scheduler.state.clients and late.status == "closed"
 
 
 async def test_data_that_a_client_was_about_to_bring_is_not_waited_for_when_it_is_gone():
