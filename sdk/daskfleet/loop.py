@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future as ThreadFuture
@@ -87,15 +88,23 @@ async def awaited(awaitable: Awaitable[T]) -> T:
 def wait(future: ThreadFuture[T]) -> T:
     """Wait for `future`, letting signals through; a KeyboardInterrupt cancels it."""
     try:
-        while True:
-            try:
-                return future.result(timeout=1)
-            except ThreadTimeoutError:
-                if future.done():  # the coroutine's own TimeoutError, not our slice's
-                    raise
+        while not done_within(future, 1):
+            pass
+        return future.result()
     except BaseException:
         future.cancel()
         raise
+
+
+def done_within(future: ThreadFuture[Any], seconds: float) -> bool:
+    """Wait for `future` for so long; whether it is done.
+
+    Its result is to be asked for afterwards: a TimeoutError that comes with waiting for it may be the coroutine's own or
+    ours, and `future` may be done by the time that somebody looks whose it is.
+    """
+    with contextlib.suppress(ThreadTimeoutError):
+        future.exception(seconds)
+    return future.done()
 
 
 def start_soon(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> ThreadFuture[T]:

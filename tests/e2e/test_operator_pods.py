@@ -275,7 +275,7 @@ with Client() as client:
 """
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(360)
 def test_an_autoscaler_brings_workers_for_work_and_takes_them_away_without_losing_or_repeating_any(
     lab: Namespace,
 ) -> None:
@@ -286,7 +286,7 @@ def test_an_autoscaler_brings_workers_for_work_and_takes_them_away_without_losin
     lab.apply(job("auto", WAVES, 0, backoffLimit=0))
     eventually(lambda: says(lab, "auto", "done to 60"), "the end of the first wave", 100)
     assert lab.items("pods", "dask.org/workergroup-name=auto-default") == []
-    eventually(lambda: lab.get("djb", "auto")["status"]["jobStatus"] in ("Successful", "Failed"), "the end", 60)
+    eventually(lambda: lab.get("djb", "auto")["status"]["jobStatus"] in ("Successful", "Failed"), "the end", 180)
     log = runner_log(lab, "auto")
     sys.stderr.write(log)  # how long the first worker took; `pytest -rA` shows it
     assert "each ran once" in log

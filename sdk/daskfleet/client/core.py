@@ -351,11 +351,8 @@ class Core(Link):
             return loops.sync(self.loop, function, *args)
 
         answer = asyncio.run_coroutine_threadsafe(loops.awaited(function(*args)), self.loop)
-        try:
-            return answer.result(PATIENCE)
-        except TimeoutError:
-            if answer.done():
-                raise
+        if loops.done_within(answer, PATIENCE):
+            return answer.result()
         with giving_way():
             return loops.wait(answer)
 

@@ -299,7 +299,7 @@ async def test_a_worker_and_a_client_of_another_version_are_told_and_the_others_
             await Worker(address)
         with pytest.raises(ProtocolError, match=why):
             await Client(address, asynchronous=True)
-    assert "speaks version 2 of the protocol, this is version 1" in process.says("dropped a connection")
+    assert "dropped a connection" in process.says("speaks version 2 of the protocol, this is version 1")
     async with Worker(address, nthreads=1), Client(address, asynchronous=True) as client:
         assert await client.submit(increment, 1) == 2
 
