@@ -99,8 +99,8 @@ def wait(future: ThreadFuture[T]) -> T:
 def done_within(future: ThreadFuture[Any], seconds: float) -> bool:
     """Wait for `future` for so long; whether it is done.
 
-    Its result is to be asked for afterwards: a TimeoutError that comes with waiting for it may be the coroutine's own or
-    ours, and `future` may be done by the time that somebody looks whose it is.
+    Its result is to be asked for afterwards: a TimeoutError that comes with waiting for it may be the coroutine's own
+    or ours, and `future` may be done by the time that somebody looks whose it is.
     """
     with contextlib.suppress(ThreadTimeoutError):
         future.exception(seconds)

@@ -15,6 +15,7 @@ import pickle
 import signal
 import sys
 import uuid
+from functools import partial
 from typing import Any
 
 from daskfleet import system
@@ -153,6 +154,7 @@ class LocalCluster(Sized):
         }
         self.scheduler: Scheduler | None = None
         self.workers: dict[str, Any] = _ByName()
+        self._unwanted: set[str] = set()  # scaled down before they had come
         self._next = 0
         self._helper: _Helper | None = None
         if not self.asynchronous:
@@ -162,6 +164,7 @@ class LocalCluster(Sized):
         self.scheduler = Scheduler(**self._scheduler_options)
         workers = self.workers  # and not `self`: the scheduler is not to keep a cluster that was dropped
         self.scheduler.on_retired.append(lambda worker: workers.pop(worker.name, None))
+        self.scheduler.on_joined.append(partial(_turn_away, self.scheduler, self._unwanted))
         starting = asyncio.ensure_future(_Helper.start()) if self.processes else None
         try:
             await self.scheduler.start()
@@ -198,6 +201,7 @@ class LocalCluster(Sized):
     async def _scale(self, n: int) -> None:
         if n < 0:
             raise ValueError(f"scale({n}): a cluster cannot have fewer than 0 workers")
+        starting = []
         while len(self.workers) < n:
             name, self._next = str(self._next), self._next + 1
             options = {**self._worker_options, "name": name}
@@ -206,25 +210,26 @@ class LocalCluster(Sized):
                 self.workers[name] = WorkerProcess(self.scheduler, name)
                 self._helper.add(options, self._worker_class)
             else:
-                await self._start_here(name, (self._worker_class or Worker)(**options))
+                worker = self.workers[name] = (self._worker_class or Worker)(**options)
+                starting.append(self._start_here(worker))
+        await asyncio.gather(*starting)
         if len(self.workers) > n and self.scheduler is not None:
-            victims = [worker.name for worker in self.scheduler.workers_to_close(len(self.workers) - n, self.workers)]
-            await self._scale_down(victims)
+            await self._scale_down(await self._workers_to_close(len(self.workers) - n))
 
-    async def _start_here(self, name: str, worker: Worker) -> None:
-        self.workers[name] = worker
+    async def _start_here(self, worker: Worker) -> None:
         try:
             await worker
         except BaseException:  # adapting was stopped in the middle, say: no worker is left that nobody knows
-            self.workers.pop(name, None)
+            self.workers.pop(worker.name, None)
             await worker.close("it was not wanted any more")
             raise
 
     async def _scale_down(self, names: list[str]) -> None:
         assert self.scheduler is not None
-        for name in names:
-            self.workers.pop(name, None)  # it may not have come yet
-        await self.scheduler.retire_workers(self.scheduler.select(names), close_workers=True)
+        there = [worker for worker in self.scheduler.state.workers.values() if worker.name in names]
+        ours = {name for name in names if self.workers.pop(name, None) is not None}
+        self._unwanted |= ours - {worker.name for worker in there}
+        await self.scheduler.retire_workers(there, close_workers=True)
         await self._refresh()
 
     async def _refresh(self) -> None:
@@ -248,8 +253,13 @@ class LocalCluster(Sized):
         return self.scheduler.adaptive_target(target_duration)
 
     async def _workers_to_close(self, n: int) -> list[str]:
+        """Names of the cheapest to end: the newest of those that have not come yet before all others."""
         assert self.scheduler is not None
-        return [worker.name for worker in self.scheduler.workers_to_close(n, self.workers)]
+        there = {worker.name for worker in self.scheduler.state.workers.values()} & self.workers.keys()
+        names = [name for name in reversed(self.workers) if name not in there][:n]
+        if there and len(names) < n:
+            names += [worker.name for worker in self.scheduler.workers_to_close(n - len(names), there)]
+        return names
 
     async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: bool = True) -> Logs:
         assert self.scheduler is not None
@@ -260,6 +270,13 @@ class LocalCluster(Sized):
             rows = await self.scheduler.extensions["looking"].ask_workers(None, [], "logs")
             logs |= {address: Log("\n".join(lines)) for address, lines in rows}
         return logs
+
+
+def _turn_away(scheduler: Scheduler, unwanted: set[str], worker: WorkerState) -> None:
+    """Have a worker end that has just come and is wanted no more."""
+    if worker.name in unwanted:
+        unwanted.discard(worker.name)
+        scheduler._spawn(scheduler.retire_workers([worker], close_workers=True))
 
 
 class _ByName(dict[str, Any]):

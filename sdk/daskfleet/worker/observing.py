@@ -71,7 +71,7 @@ class Observer:
         running = list(self._executor.running.items())
         if not running:
             return
-        window, stacks = self._samples.now(), _stacks()
+        window, stacks = self._samples.now(), _stacks(thread for thread, _ in running)
         for thread, (task, _) in running:
             frame = stacks.get(thread)
             if frame is not None:
@@ -85,21 +85,25 @@ class Observer:
     def call_stacks(self, keys: Iterable[Key] | None) -> list[tuple[Key, list[str]]]:
         """``(key, stack as text, outermost call first)`` of what runs, or of these keys as far as they do."""
         wanted = None if keys is None else set(keys)
-        stacks = _stacks()
+        running = list(self._executor.running.items())
+        stacks = _stacks(thread for thread, _ in running)
         linecache.checkcache()
         return [
             (task.key, [_text(frame) for frame in _users_frames(stacks.get(thread))])
-            for thread, (task, _) in list(self._executor.running.items())
+            for thread, (task, _) in running
             if wanted is None or task.key in wanted
         ]
 
 
-def _stacks() -> dict[int, FrameType]:
-    """The other threads' frames. Not the caller's: a frame among its own variables would be a cycle, and with it all
-    the others, and what their tasks hold, would live until the garbage collector comes."""
-    stacks = sys._current_frames()
-    del stacks[threading.get_ident()]
-    return stacks
+def _stacks(threads: Iterable[int]) -> dict[int, FrameType]:
+    """The frames of these threads. Not the caller's: a frame among its own variables would be a cycle, and with it all
+    the others, and what they hold, would live until the garbage collector comes. Nor those of others who do the same
+    just now, as other workers of this process may: two frames among each other's variables are a cycle as well."""
+    everybody = sys._current_frames()
+    try:
+        return {thread: everybody[thread] for thread in threads if thread in everybody}
+    finally:
+        everybody.clear()
 
 
 def _text(frame: FrameType) -> str:

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from daskfleet import Adaptive, Client, LocalCluster, Scheduler, Security, SpecCluster, Worker, wait
@@ -120,33 +119,3 @@ async def test_protocols_as_distributed_spells_them_and_tls_where_there_are_cert
             assert await client.submit(sum, [1, 2]) == 3
     async with Scheduler(port=0, dashboard_address=None, protocol=protocol, security=security) as scheduler:
         assert scheduler.address.startswith("tls://" if security else "tcp://")
-
-
-class Slow(Worker):
-    """A worker that joins and then takes for ever to start."""
-
-    made: ClassVar[list[Slow]] = []
-
-    async def start(self) -> Worker:
-        self.made.append(self)
-        await super().start()
-        return await asyncio.Event().wait() or self
-
-
-async def test_scaling_that_is_broken_off_leaves_no_worker_that_the_cluster_does_not_know() -> None:
-    async with LocalCluster(0, processes=False, asynchronous=True, worker_class=Slow, **OPTIONS) as cluster:
-        adaptive = cluster.adapt(minimum=1, maximum=1, interval="20 ms")
-        await until(lambda: cluster.scheduler.state.workers)
-        assert list(cluster.workers) == ["0"]
-        adaptive.stop()
-        await until(lambda: not cluster.scheduler.state.workers)
-        assert not cluster.workers and [worker.status for worker in Slow.made] == ["closed"]
-
-
-async def test_a_worker_that_cannot_start_is_not_in_the_cluster(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    options = {"processes": False, "local_directory": str(tmp_path / "file"), **OPTIONS}
-    async with LocalCluster(0, asynchronous=True, **options) as cluster:
-        with pytest.raises(OSError, match="file"):
-            await cluster.scale(1)
-        assert not cluster.workers
