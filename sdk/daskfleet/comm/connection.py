@@ -114,9 +114,10 @@ class Connection:
         answer = self._calls[number] = self._loop.create_future()
         self.send(("call", number, method, args))
         try:
-            return await asyncio.wait_for(answer, timeout)
+            async with asyncio.timeout(timeout) as deadline:  # `wait_for` of 3.11 forgets that it was cancelled
+                return await answer
         except TimeoutError:
-            if answer.done() and not answer.cancelled():
+            if not deadline.expired():
                 raise
             raise TimeoutError(f"{self.peer} did not answer {method!r} within {timeout:g} s") from None
         finally:

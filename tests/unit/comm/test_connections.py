@@ -387,3 +387,19 @@ async def test_what_a_call_carries_within_a_process_is_a_copy(serve: Any) -> Non
     buffer[0], items[0] = 0, 2
     assert bytes(answer[:1]) == b"x" and numbers == (1,)
     connection.close()
+
+
+async def test_a_call_that_is_cancelled_just_as_its_answer_comes_is_cancelled() -> None:
+    class Mute(Connection):
+        def _transmit(self, messages: list[Any]) -> None:
+            pass
+
+    connection = Mute()
+    calling = asyncio.create_task(connection.call("anything", timeout=30))
+    await asyncio.sleep(0)
+    (answer,) = connection._calls.values()
+    answer.set_result(1)
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    assert not connection._calls
