@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -12,3 +13,10 @@ def eventually(what: Callable[[], object], timeout: float = 60.0, seen: Callable
     while not what():
         assert time.monotonic() < deadline, f"still not so after {timeout:g} s; {seen()}"
         time.sleep(0.01)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return as soon as ``condition()`` is true; for coroutines."""
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.02)

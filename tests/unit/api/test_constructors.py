@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,9 @@ from daskfleet import Adaptive, Client, LocalCluster, Scheduler, Security, SpecC
 from daskfleet.deploy.status import Status
 from daskfleet.worker.lifetime import Lifetime
 
+from tests.eventual import until
+
 OPTIONS = {"threads_per_worker": 1, "dashboard_address": None}
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 def test_the_workers_of_a_local_cluster(cluster: LocalCluster, client: Client) -> None:

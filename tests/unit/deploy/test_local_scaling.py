@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from daskfleet import LocalCluster, Worker
 
+from tests.eventual import until
+
 OPTIONS = {"threads_per_worker": 1, "dashboard_address": None}
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 class Slow(Worker):
