@@ -50,8 +50,10 @@ class Image:
 
     name: str
     sources: tuple[str, ...]
-    on: Image | None = None
-    """The image of ours that it builds on; given to its Containerfile as an argument in capitals."""
+    recipe: str = ""
+    """The folder of ``images`` with its Containerfile; by default the one of its name."""
+    on: str = ""
+    """The stage of it that our own layer goes on, where there are several (buildah 1.28 overlooks an ARG's default)."""
 
     @property
     def tag(self) -> str:
@@ -61,10 +63,10 @@ class Image:
 
 COMMON = ("pyproject.toml", "README.md", "LICENSE", "images/requirements.py", "sdk/daskfleet")
 IMAGES = (
-    Image("runtime", (*COMMON, "images/runtime")),
+    Image("runtime", (*COMMON, "images/runtime"), on="dependencies"),
     Image("operator", (*COMMON, "images/operator", "operator/daskfleet_operator")),
 )
-NOTEBOOK = Image("notebook", (*IMAGES[0].sources, "images/notebook"), on=IMAGES[0])
+NOTEBOOK = Image("notebook", IMAGES[0].sources, recipe="runtime", on="jupyter")
 """For the fixed cluster's chart alone, so only its tests ask for it."""
 
 
@@ -102,8 +104,9 @@ def build(image: Image, builder: str) -> None:
         arguments = ["--build-arg", f"BASE={base}", "--build-arg", f"PINS={' '.join(pins())}"]
         arguments += ["--build-arg", f"INPUTS={wanted}"]
         if image.on:
-            arguments += ["--build-arg", f"{image.on.name.upper()}={image.on.tag}"]
-        arguments += ["--label", f"{INPUTS}={wanted}", "-f", f"images/{image.name}/Containerfile", "-t", image.tag]
+            arguments += ["--build-arg", f"ON={image.on}"]
+        arguments += ["--label", f"{INPUTS}={wanted}", "-t", image.tag]
+        arguments += ["-f", f"images/{image.recipe or image.name}/Containerfile"]
         for name, path in secrets.items():
             arguments += ["--secret", f"id={name},src={path}"]
         run(build_command(builder, arguments), cwd=ROOT, env={"DOCKER_BUILDKIT": "1"}, timeout=1800)
