@@ -58,8 +58,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     two = _nodes_of_ones_own()
     for item in items:
         if "kubernetes_api" in _fixtures(item):
-            with_operator = not two or ("operator_in_cluster" in _fixtures(item) and item.path.stem not in AT_THE_END)
-            item.add_marker(pytest.mark.xdist_group(GROUP_WITH_OPERATOR if with_operator else GROUP_WITHOUT))
+            # The notebook's image, most of a gigabyte, is loaded onto one node alone.
+            wants = not {"operator_in_cluster", "notebook_image"}.isdisjoint(_fixtures(item))
+            first = not two or (wants and item.path.stem not in AT_THE_END)
+            item.add_marker(pytest.mark.xdist_group(GROUP_WITH_OPERATOR if first else GROUP_WITHOUT))
 
 
 def _fixtures(item: pytest.Item) -> frozenset[str]:
@@ -192,7 +194,7 @@ def _namespace(cluster: Cluster) -> Iterator[str]:
     name = f"test-{secrets.token_hex(4)}"
     cluster.kubectl("create", "namespace", name)
     # Pods are refused until the controllers have made the namespace's account.
-    account, end = path_of(name, "serviceaccount") + "/default", time.monotonic() + 30
+    account, end = path_of(name, "serviceaccount") + "/default", time.monotonic() + 120
     while reader(cluster.kubeconfig).get(account)[0] != 200:
         assert time.monotonic() < end, f"no service account in the new namespace {name}"
         time.sleep(0.02)
