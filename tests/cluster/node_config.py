@@ -21,6 +21,19 @@ POD_NETWORK, POD_GATEWAY = "198.18.0.0/17", "198.18.0.1/17"
 BRIDGE = "02:00:00:00:00:01"
 SERVICE_NETWORK, SERVICE_IP = "198.19.0.0/16", "198.19.0.1"
 PAUSE = "localhost/daskfleet/pause:1"
+WITHOUT = (
+    "certificatesigningrequest-approving-controller",
+    "certificatesigningrequest-cleaner-controller",
+    "certificatesigningrequest-signing-controller",
+    "cronjob-controller",
+    "ephemeral-volume-controller",
+    "persistentvolume-attach-detach-controller",
+    "persistentvolume-expander-controller",
+    "replicationcontroller-controller",
+    "selinux-warning-controller",
+    "ttl-controller",
+)
+"""Controllers that nothing here needs. Without them an idle controller manager wakes up half as often."""
 
 Words = list[str]
 
@@ -74,6 +87,7 @@ class NodeConfig:
             "etcd", "--data-dir=etcd", "--unsafe-no-fsync", "--listen-peer-urls=http://127.0.0.1:2380"
         )
         etcd += ["--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379"]
+        etcd += ["--heartbeat-interval=1000", "--election-timeout=10000"]  # it has no peers to hear of it
         api = self._component("kube-apiserver", "--etcd-servers=http://127.0.0.1:2379", "--bind-address=0.0.0.0")
         api += [f"--advertise-address={NODE_IP}", "--secure-port=6443", f"--service-cluster-ip-range={SERVICE_NETWORK}"]
         api += ["--tls-cert-file=pki/api.crt", "--tls-private-key-file=pki/api.key", "--token-auth-file=tokens.csv"]
@@ -98,6 +112,7 @@ class NodeConfig:
         controllers = self._component("kube-controller-manager", "--kubeconfig=controllers.kubeconfig", *fast)
         controllers += ["--service-account-private-key-file=pki/accounts.key", "--root-ca-file=pki/ca.crt"]
         controllers += ["--use-service-account-credentials", "--horizontal-pod-autoscaler-sync-period=1s"]
+        controllers.append("--controllers=" + ",".join(["*", *(f"-{name}" for name in WITHOUT)]))
         kubelet = self._component("kubelet", "--kubeconfig=node.kubeconfig", "--config=kubelet.yaml")
         kubelet += [f"--hostname-override={self.name}", f"--node-ip={NODE_IP}", f"--root-dir={self.state / 'kubelet'}"]
         proxy = self._component("kube-proxy", "--kubeconfig=proxy.kubeconfig", "--proxy-mode=iptables")
