@@ -75,5 +75,5 @@ $(INSTALLED):
 	  else echo "Python's venv is missing: apt-get install python3-venv"; exit 1; fi; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "[daskfleet] installing the project and its test dependencies into .venv …"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,operator]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[test,operator]'
 	@rm -f .venv/.installed-* && touch $@
