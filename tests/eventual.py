@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 
-def eventually(what: Callable[[], object], timeout: float = 60.0, seen: Callable[[], object] = str) -> None:
+def eventually(what: Callable[[], object], timeout: float = 180.0, seen: Callable[[], object] = str) -> None:
     """Return as soon as ``what()`` is true; the failure tells what is `seen` instead."""
     deadline = time.monotonic() + timeout
     while not what():
@@ -17,6 +17,6 @@ def eventually(what: Callable[[], object], timeout: float = 60.0, seen: Callable
 
 async def until(condition: Callable[[], object]) -> None:
     """Return as soon as ``condition()`` is true; for coroutines."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not condition():
             await asyncio.sleep(0.02)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 MANIFESTS = Path(__file__).parent / "manifests"
 
 
-def eventually(look: Callable[[], T], what: str, seconds: float = 30) -> T:
+def eventually(look: Callable[[], T], what: str, seconds: float = 90) -> T:
     """What `look` returns once it is true; a failure that says what was waited for and what was seen last."""
     end = time.monotonic() + seconds
     while True:
@@ -119,7 +119,7 @@ class OperatorProcess:
         except OSError as error:
             return 0, str(error)
 
-    def wait_for(self, word: str, seconds: float = 30) -> None:
+    def wait_for(self, word: str, seconds: float = 90) -> None:
         """Until /readyz says `word`: "leading" or "standing by"."""
 
         def ready() -> bool:
@@ -152,7 +152,7 @@ class OperatorProcess:
         """In order; the exit code."""
         self.process.terminate()
         try:
-            return self.process.wait(timeout=60)
+            return self.process.wait(timeout=180)
         except subprocess.TimeoutExpired:
             self.kill()
             raise

@@ -237,7 +237,7 @@ def test_a_quota_is_said_and_obeyed_and_clears(kubernetes_api: Any, namespace: s
         assert "exceeded quota: few" in failure["message"]
         assert process.requests("POST", "pods") < 40
         lab.kubectl("patch", "quota", "few", "--type=merge", "-p", '{"spec":{"hard":{"pods":"20"}}}')
-        eventually(lambda: len(lab.workers("many-default")) == 8, "all workers", seconds=60)
+        eventually(lambda: len(lab.workers("many-default")) == 8, "all workers", seconds=180)
         eventually(
             lambda: lab.condition("daskworkergroup", "many-default", "ReplicaFailure")["reason"] != "QuotaExceeded",
             "the condition to clear",
@@ -259,7 +259,7 @@ def test_deleting_the_cluster_takes_everything_of_it_and_nothing_else(lab: Names
     eventually(lambda: len(lab.workers("gone-default")) == 2 and len(lab.workers("stays-default")) == 1, "workers")
     lab.kubectl("delete", "dsk", "gone")
     kinds = "pods,services,deployments,secrets,poddisruptionbudgets,daskworkergroups"
-    eventually(lambda: not lab.items(kinds, "dask.org/cluster-name=gone"), "nothing of the cluster", seconds=60)
+    eventually(lambda: not lab.items(kinds, "dask.org/cluster-name=gone"), "nothing of the cluster", seconds=180)
     assert len(lab.workers("stays-default")) == 1
 
 
@@ -373,7 +373,9 @@ def test_a_job_makes_its_cluster_and_runner_and_suspends(lab: Namespace, running
         lambda: lab.get("djb", "simple-job").get("status", {}).get("jobStatus") == "ClusterCreated", "the status"
     )
     lab.kubectl("patch", "djb", "simple-job", "--type=merge", "-p", '{"spec":{"suspend":true}}')
-    eventually(lambda: not lab.get("dsk", "simple-job") and not lab.get("pod", "simple-job-runner"), "nothing left", 60)
+    eventually(
+        lambda: not lab.get("dsk", "simple-job") and not lab.get("pod", "simple-job-runner"), "nothing left", 180
+    )
     lab.kubectl("patch", "djb", "simple-job", "--type=merge", "-p", '{"spec":{"suspend":false}}')
     eventually(lambda: lab.get("pod", "simple-job-runner"), "the runner again")
 
@@ -459,10 +461,10 @@ def test_standby_takes_over_when_the_leader_dies(kubernetes_api: Any, namespace:
         lab.apply(unplaced(cluster_manifest("ha-too", 20)))
         eventually(lambda: len(lab.workers("ha-default")) > 2, "some of the workers")
         first.kill()  # in the middle of the others
-        second.wait_for("leading", seconds=60)
+        second.wait_for("leading", seconds=180)
         groups = {"ha-default": 80, "ha-too-default": 20}
         for name, size in groups.items():
-            eventually(lambda n=name, s=size: len(lab.workers(n)) == s, f"{size} workers of {name}", seconds=60)
+            eventually(lambda n=name, s=size: len(lab.workers(n)) == s, f"{size} workers of {name}", seconds=180)
             status = eventually(lambda n=name: lab.get("daskworkergroup", n).get("status"), "its status")
             assert status["replicas"] <= size
         # No pod too many was made: what the dead one had in flight is counted, too.
@@ -546,7 +548,7 @@ def test_liveness_fails_when_the_watches_are_dead_and_heals(
         _, said = eventually(lambda: (a := process.http("/healthz"))[0] == 503 and a, "a failing probe")
         assert "silent" in said or "not answered" in said
         proxy.thaw()
-        eventually(lambda: process.http("/healthz")[0] == 200, "a passing probe again", seconds=40)
+        eventually(lambda: process.http("/healthz")[0] == 200, "a passing probe again", seconds=120)
 
 
 def test_metrics_are_prometheus_text(lab: Namespace, running: OperatorProcess) -> None:
@@ -567,7 +569,7 @@ def test_the_operator_needs_few_requests_per_worker(kubernetes_api: Any, namespa
     lab = Namespace(kubernetes_api, namespace)
     with operator(kubernetes_api.kubeconfig, "--namespace", namespace) as process:
         lab.apply(cluster_manifest("big", 100))
-        eventually(lambda: len(lab.workers("big-default")) == 100, "a hundred workers", seconds=60)
+        eventually(lambda: len(lab.workers("big-default")) == 100, "a hundred workers", seconds=180)
         total = sum(
             int(float(line.rsplit(" ", 1)[1]))
             for line in process.http("/metrics")[1].splitlines()

@@ -246,7 +246,6 @@ async def live(connection: Connection, key: Key, life: str, stride: float) -> tu
     return states, deaths
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("life", LIVES)
 async def test_operators_that_die_after_each_write_end_where_one_that_lives_does(
     kubernetes_api: Any, namespace: str, life: str

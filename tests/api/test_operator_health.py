@@ -30,7 +30,7 @@ async def test_a_dead_watch_a_dead_audit_and_a_watch_of_kopfs_that_misses_change
         audits: list[asyncio.Task[None]] = []
 
         async def said(health: Health, words: str | None) -> None:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while (words or "") not in (health.trouble() or "") or (words is None and health.trouble()):
                     await asyncio.sleep(0.02)
 

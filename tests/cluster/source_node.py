@@ -194,7 +194,7 @@ class SourceNode(Cluster):
                 probe.bind(("127.0.0.1", 0))
             return int(probe.getsockname()[1])
 
-    def _wait(self, what: str, condition: Callable[[], bool], seconds: float = 60) -> None:
+    def _wait(self, what: str, condition: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while True:
             with contextlib.suppress(ClusterError):

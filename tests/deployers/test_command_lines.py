@@ -56,7 +56,7 @@ def start() -> Iterator[Start]:
     for process in running:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=90)
 
 
 def scheduler_at(process: subprocess.Popen[str]) -> str:
@@ -70,7 +70,7 @@ def scheduler_at(process: subprocess.Popen[str]) -> str:
 
 
 def error_of(process: subprocess.Popen[str]) -> str:
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=180)
     assert process.returncode in (1, 2), said
     (line,) = [line for line in said.splitlines() if line.startswith("Error")]
     assert "Traceback" not in said
@@ -85,7 +85,7 @@ def test_several_workers_of_one_command(start: Start) -> None:
     start("worker", address, "--nprocs", "3", "--nthreads", "2", "--name", "w", "--memory-limit", "1GB",
           "--resources", "GPU=2 MEM=10e9")  # fmt: skip
     with Client(address) as client:
-        client.wait_for_workers(3, timeout=30)
+        client.wait_for_workers(3, timeout=90)
         workers = client.scheduler_info()["workers"].values()
         assert {w["name"] for w in workers} == {"w-0", "w-1", "w-2"}
         assert {w["nthreads"] for w in workers} == {2} and {w["memory_limit"] for w in workers} == {10**9}
@@ -98,7 +98,7 @@ def test_addresses_of_a_worker(start: Start, free_port: int, tmp_path: Path) -> 
     start("worker", address, "--interface", "lo", "--worker-port", f"{free_port}:{free_port + 5}", "--no-nanny",
           "--local-directory", str(local), "--dashboard", "--pid-file", str(tmp_path / "pid"))  # fmt: skip
     with Client(address) as client:
-        client.wait_for_workers(1, timeout=30)
+        client.wait_for_workers(1, timeout=90)
         (worker,) = client.scheduler_info()["workers"].values()
         assert worker["host"] == "127.0.0.1" and worker["address"].rpartition(":")[2] == str(free_port)
         assert worker["local_directory"].startswith(str(local))
@@ -116,13 +116,13 @@ def test_scheduler_file_across_a_restart(start: Start, tmp_path: Path, eventuall
     with pytest.raises(Exception, match="token"):
         Client(address, security=Security(token="no"))
     with Client(scheduler_file=file) as client:
-        client.wait_for_workers(1, timeout=30)
+        client.wait_for_workers(1, timeout=90)
     first.kill()
     first.wait()
     second = start("scheduler", *QUIET, "--scheduler-file", file)
     assert scheduler_at(second) == address, "the port and the token of before"
     with Client(scheduler_file=file) as client:
-        client.wait_for_workers(1, timeout=30)  # the worker has come back by itself
+        client.wait_for_workers(1, timeout=90)  # the worker has come back by itself
         assert client.submit(sum, [1, 2]).result() == 3
     assert worker.poll() is None
 
@@ -155,7 +155,7 @@ def test_a_scheduler_that_moves_is_found_again_by_its_file(start: Start, tmp_pat
     before = scheduler_at(first)
     workers = [start("worker", "--scheduler-file", file, nanny) for nanny in ("--nanny", "--no-nanny")]
     with Client(scheduler_file=file) as client:
-        client.wait_for_workers(2, timeout=30)
+        client.wait_for_workers(2, timeout=90)
         future = client.submit(sum, [1, 2])
         assert future.result() == 3
         first.kill()
@@ -163,8 +163,8 @@ def test_a_scheduler_that_moves_is_found_again_by_its_file(start: Start, tmp_pat
         second = start("scheduler", "--host", "127.0.0.2", "--port", str(free_port), "--no-dashboard",
                        "--scheduler-file", file)  # fmt: skip
         assert scheduler_at(second) == f"tcp://127.0.0.2:{free_port}" != before
-        client.wait_for_workers(2, timeout=60)
-        assert client.submit(sum, [future, 4]).result(timeout=30) == 7
+        client.wait_for_workers(2, timeout=180)
+        assert client.submit(sum, [future, 4]).result(timeout=90) == 7
     assert [worker.poll() for worker in workers] == [None, None]
     with socket.socket() as taken:  # on the host of the third, the port of the second is somebody else's
         second.kill()
@@ -183,7 +183,7 @@ def test_preloads_of_every_kind_of_server(start: Start, tmp_path: Path, eventual
     address = scheduler_at(scheduler)
     worker = start("worker", address, "--preload", str(preload), "--preload-nanny", str(preload), "--note=w")
     with Client(address) as client:
-        client.wait_for_workers(1, timeout=30)
+        client.wait_for_workers(1, timeout=90)
         assert set(client.run(lambda dask_worker: dask_worker.note).values()) == {"w"}
         assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.note) == "s"
     for process in (worker, scheduler):
@@ -206,7 +206,7 @@ def test_preload_from_a_url_and_from_a_module(start: Start, tmp_path: Path) -> N
         server.shutdown()
     start("worker", address, "--preload", "noting", PYTHONPATH=str(tmp_path))
     with Client(address) as client:
-        client.wait_for_workers(1, timeout=30)
+        client.wait_for_workers(1, timeout=90)
         assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.note) == "from afar"
         assert set(client.run(lambda dask_worker: dask_worker.note).values()) == {"from afar"}
 
@@ -236,7 +236,7 @@ def test_worker_class(start: Start, tmp_path: Path) -> None:
     address = scheduler_at(start("scheduler", *QUIET))
     start("worker", address, "--worker-class", "mine.Mine", PYTHONPATH=str(tmp_path))
     with Client(address) as client:
-        client.wait_for_workers(1, timeout=30)
+        client.wait_for_workers(1, timeout=90)
         assert set(client.run(lambda dask_worker: dask_worker.mark).values()) == {"mine"}
 
 
@@ -295,7 +295,7 @@ def test_ctrl_c(start: Start) -> None:
     address = scheduler_at(scheduler)
     worker = start("worker", address)
     with Client(address) as client:
-        client.wait_for_workers(1, timeout=30)
+        client.wait_for_workers(1, timeout=90)
     for process in (worker, scheduler):
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
@@ -312,7 +312,7 @@ def test_as_subcommands_of_dask(start: Start, free_port: int) -> None:
         address = scheduler_at(scheduler)
         worker = subprocess.Popen([*dask, "spec", address, "--spec", spec], stderr=subprocess.DEVNULL)
         with Client(address) as client:
-            client.wait_for_workers(1, timeout=30)
+            client.wait_for_workers(1, timeout=90)
             assert {w["nthreads"] for w in client.scheduler_info()["workers"].values()} == {3}
         worker.terminate()
         assert worker.wait(30) == 0
@@ -327,7 +327,7 @@ async def test_a_client_waits_for_its_scheduler_file_as_long_as_for_a_scheduler(
     file = str(tmp_path / "scheduler.json")
     with pytest.raises(FileNotFoundError, match=f"no scheduler file {file}: start the scheduler with"):
         await Client(scheduler_file=file, asynchronous=True, timeout=0.2)
-    client = Client(scheduler_file=file, asynchronous=True, timeout=30)
+    client = Client(scheduler_file=file, asynchronous=True, timeout=90)
     waiting = asyncio.ensure_future(client.start())
     await asyncio.sleep(0.2)
     async with Scheduler(port=0, dashboard_address=None) as scheduler:
@@ -394,7 +394,7 @@ def test_every_documented_option_at_once(start: Start, certificate: str, tmp_pat
         tls_ca_file=certificate, tls_client_cert=certificate, tls_client_key=certificate, require_encryption=True
     )
     with Client(scheduler_file=str(file), security=security) as client:
-        client.wait_for_workers(2, timeout=30)
+        client.wait_for_workers(2, timeout=90)
         workers = client.scheduler_info()["workers"]
         assert {w["name"] for w in workers.values()} == {"w-0", "w-1"}
         assert all(w["memory_limit"] == 2**30 and w["nthreads"] == 2 for w in workers.values())
@@ -402,7 +402,7 @@ def test_every_documented_option_at_once(start: Start, certificate: str, tmp_pat
         assert set(client.run(lambda dask_worker: dask_worker.note).values()) == {"w"}
         for seconds in client.run(lambda dask_worker: dask_worker.lifetime.seconds).values():
             assert 3300 <= seconds <= 3900 and seconds != 3600
-        assert client.submit(sum, [1, 2], resources={"GPU": 1}).result(timeout=30) == 3
+        assert client.submit(sum, [1, 2], resources={"GPU": 1}).result(timeout=90) == 3
         for worker in workers.values():
             url = f"http://127.0.0.1:{worker['services']['dashboard']}/w/health"
             assert urllib.request.urlopen(url).read() == b"ok"
@@ -421,7 +421,7 @@ def test_the_other_documented_options(start: Start, tmp_path: Path) -> None:
     start("worker", address, "--interface", "lo", "--no-nanny", "--no-dashboard", "--nworkers", "-1", "--name", "w")
     with Client(address) as client:
         processors = len(os.sched_getaffinity(0))
-        client.wait_for_workers(processors, timeout=30)
+        client.wait_for_workers(processors, timeout=90)
         assert len(client.scheduler_info()["workers"]) == processors
 
 

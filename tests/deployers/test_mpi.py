@@ -19,7 +19,7 @@ from daskfleet import Client
 from daskfleet.deploy.mpi import initialize
 initialize(dashboard=False, memory_limit="1GB")
 client = Client()
-client.wait_for_workers(2, timeout=30)
+client.wait_for_workers(2, timeout=90)
 print("sum", client.submit(sum, client.map(lambda i: i * i, range(10))).result())
 print("workers", sorted(w["name"] for w in client.scheduler_info()["workers"].values()))
 """
@@ -31,7 +31,7 @@ from daskfleet.deploy.mpi import execute
 
 def work(n, *, fail=False):
     client = Client()
-    client.wait_for_workers({workers}, timeout=30)
+    client.wait_for_workers({workers}, timeout=90)
     if fail:
         raise RuntimeError("the sums do not add up")
     return sum(client.gather(client.map(lambda i: i + 1, range(n))))
@@ -147,7 +147,7 @@ def test_dask_mpi_until_a_client_ends_it(mpirun: mpi.Mpi, tmp_path: Path, eventu
         eventually(file.exists)
         assert json.loads(file.read_text())["token"] and file.stat().st_mode & 0o777 == 0o600
         with Client(scheduler_file=str(file)) as client:
-            client.wait_for_workers(len(ranks), timeout=30)
+            client.wait_for_workers(len(ranks), timeout=90)
             workers = client.scheduler_info()["workers"].values()
             assert {(w["name"], w["nthreads"]) for w in workers} == {(f"r-{rank}", 2) for rank in ranks}
             assert {w["host"] for w in workers} == {"127.0.0.1"} and client.scheduler_address.endswith(f":{free_port}")
@@ -172,7 +172,7 @@ def test_dask_mpi_joins_a_scheduler_that_is_there(mpirun: mpi.Mpi, tmp_path: Pat
         options = ["--no-scheduler", "--scheduler-file", str(file), "--worker-options", '{"resources": {"GPU": 2}}']
         job = subprocess.Popen(mpirun.command(2, str(mpirun.folder / "bin" / "dask-mpi"), *options))
         try:
-            client.wait_for_workers(2, timeout=30)
+            client.wait_for_workers(2, timeout=90)
             assert {w["resources"]["GPU"] for w in client.scheduler_info()["workers"].values()} == {2}
             job.send_signal(signal.SIGTERM)
             job.wait(30)

@@ -36,7 +36,7 @@ def test_launches_of_two_ranks_come_and_go(mpirun: mpi.Mpi, tmp_path: Path, stat
     workers |= {"worker_class": "daskfleet.Worker", "worker_options": {"resources": {"GPU": 2}}, "nanny": True}
     marker = str(state_home)
     with MPICluster(2, **options(mpirun, **workers)) as cluster, Client(cluster) as client:
-        cluster.wait_for_workers(2, timeout=60)
+        cluster.wait_for_workers(2, timeout=180)
         assert client.gather(client.map(lambda i: i + 1, range(20))) == list(range(1, 21))
         infos = client.scheduler_info()["workers"].values()
         assert {w["name"] for w in infos} == cluster.plan == cluster.observed == {"0-0", "0-1"}
@@ -51,7 +51,7 @@ def test_launches_of_two_ranks_come_and_go(mpirun: mpi.Mpi, tmp_path: Path, stat
         with MPICluster.from_name(cluster.name) as again:
             assert again.observed == {"0-0", "0-1"}
         cluster.scale(memory="3GB")
-        cluster.wait_for_workers(4, timeout=60)
+        cluster.wait_for_workers(4, timeout=180)
         (kept,) = client.scatter(["kept"])
         cluster.scale(cores=4)
         eventually(lambda: len(cluster.scheduler_info["workers"]) == 2)
@@ -66,9 +66,9 @@ def test_adaptive_and_a_rank_that_dies_on_another_host(mpirun: mpi.Mpi, tmp_path
     there = options(mpirun, launcher=mpirun.elsewhere(tmp_path))
     with MPICluster(ranks=1, **there) as cluster, Client(cluster) as client:
         cluster.adapt(minimum=0, maximum=1, interval=0.1)
-        (pid,) = {client.submit(os.getpid).result(timeout=60)}
+        (pid,) = {client.submit(os.getpid).result(timeout=180)}
         os.kill(pid, signal.SIGKILL)  # its mpirun ends by that, and there is to be another
-        assert client.submit(os.getpid, pure=False).result(timeout=60) != pid
+        assert client.submit(os.getpid, pure=False).result(timeout=180) != pid
         eventually(lambda: not cluster.workers and not cluster.scheduler_info["workers"])
 
 
@@ -81,7 +81,7 @@ async def test_what_keeps_ranks_from_starting_is_said(mpirun: mpi.Mpi) -> None:
         options={"worker_options": {"no_such_option": 1}},
     )
     await launch
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         await launch.finished()
     assert re.search(r"(?s)status \d+: .*worker on rank 0 cannot start: .*takes no no_such_option=", launch.failure)
 
@@ -95,7 +95,7 @@ LEFT = """
 import subprocess, time
 from daskfleet import Client, MPICluster
 client = Client(MPICluster(2, **{options!r}))
-client.wait_for_workers(2, timeout=60)
+client.wait_for_workers(2, timeout=180)
 futures = client.map(lambda i: subprocess.run(["sleep", "300"]), range(2))
 time.sleep(0.5)
 print("up", flush=True)

@@ -37,20 +37,20 @@ def options(tmp_path: Path) -> dict[str, object]:
 
 def test_jobs_come_and_go(bed, options, eventually) -> None:
     with PBSCluster(n_workers=2, **options) as cluster, Client(cluster) as client:
-        cluster.wait_for_workers(2, timeout=60)
+        cluster.wait_for_workers(2, timeout=180)
         assert client.gather(client.map(lambda i: i * i, range(20))) == [i * i for i in range(20)]
         eventually(lambda: {status.state for status in cluster.jobs().values()} == {State.running})
         assert "registered with the scheduler" in "".join(cluster.get_logs().values())
         cluster.scale(1)
         eventually(lambda: len(cluster.scheduler_info["workers"]) == 1)
         cluster.scale(3)
-        cluster.wait_for_workers(3, timeout=60)
+        cluster.wait_for_workers(3, timeout=180)
 
 
 def test_many_are_one_array_job(bed, options, eventually) -> None:
     with PBSCluster(**options) as cluster, Client(cluster) as client:
         cluster.scale(4)
-        cluster.wait_for_workers(4, timeout=60)
+        cluster.wait_for_workers(4, timeout=180)
         ids = sorted(job.job_id for job in cluster.workers.values())
         number = ids[0].partition("[")[0]
         assert ids == [f"{number}[{i}]" for i in range(4)], "one submission"
@@ -71,7 +71,7 @@ def test_a_job_that_dies_is_shown_with_its_log(bed, options) -> None:
     with PBSCluster(**died) as cluster:
         cluster.scale(1)
         with pytest.raises(DaskfleetError, match=r"(?s)job \d+ ended: C .*the license server is down"):
-            cluster.wait_for_workers(1, timeout=60)
+            cluster.wait_for_workers(1, timeout=180)
 
 
 def test_what_the_queue_refuses_is_an_error_at_once(bed, options) -> None:

@@ -41,7 +41,7 @@ def in_queue() -> list[str]:
 
 def test_jobs_come_and_go(bed, shared, eventually, tmp_path: Path) -> None:
     with SGECluster(n_workers=4, **shared) as cluster, Client(cluster) as client:
-        cluster.wait_for_workers(4, timeout=90)
+        cluster.wait_for_workers(4, timeout=240)
         assert client.gather(client.map(lambda i: i * i, range(20))) == [i * i for i in range(20)]
         assert cluster.observed == {f"{cluster.name}-{i}" for i in range(4)}
         # Tasks of an array count from 1: the first job is one of its own.
@@ -67,13 +67,13 @@ def test_a_job_that_dies_is_shown_with_its_exit_status_and_log(bed, shared) -> N
     with SGECluster(**options) as cluster:
         cluster.scale(1)
         with pytest.raises(DaskfleetError, match=r"(?s)job \d+ ended: .*exit status 7.*the license server is down"):
-            cluster.wait_for_workers(1, timeout=100)
+            cluster.wait_for_workers(1, timeout=300)
 
 
 def test_pending_jobs_are_told_of_and_go_first(bed, shared, eventually) -> None:
     with SGECluster(**shared) as cluster:
         cluster.scale(10)  # there are 8 slots
-        cluster.wait_for_workers(8, timeout=100)
+        cluster.wait_for_workers(8, timeout=300)
         with pytest.raises(TimeoutError, match=r"8 of 10 workers.*is qw \(waiting for a free slot\)"):
             cluster.wait_for_workers(10, timeout=3)
         cluster.scale(8)
@@ -91,8 +91,8 @@ def test_a_scheduler_file_and_an_array_job_by_hand(bed, tmp_path: Path, eventual
         run("-t", "1-3", f"{commands}/dask-worker", "--scheduler-file", file, "--nthreads", "1", "--no-nanny"),
     ]
     try:
-        with Client(scheduler_file=file, timeout=60) as client:
-            client.wait_for_workers(3, timeout=60)
+        with Client(scheduler_file=file, timeout=180) as client:
+            client.wait_for_workers(3, timeout=180)
             assert set(client.run(lambda: os.environ["SGE_TASK_ID"]).values()) == {"1", "2", "3"}
     finally:
         subprocess.run(["qdel", *(id.strip().partition(".")[0] for id in ids)], capture_output=True, check=True)

@@ -82,12 +82,12 @@ async def test_the_token_is_needed() -> None:
 def test_scale_by_number_cores_and_memory() -> None:
     with SpecCluster(worker=SMALL, scheduler=SCHEDULER) as cluster:
         cluster.scale(2)
-        cluster.wait_for_workers(2, timeout=30)
+        cluster.wait_for_workers(2, timeout=90)
         cluster.scale(cores=3)
-        cluster.wait_for_workers(3, timeout=30)
+        cluster.wait_for_workers(3, timeout=90)
         assert len(cluster.plan) == 3
         cluster.scale(memory="4GB")
-        cluster.wait_for_workers(4, timeout=30)
+        cluster.wait_for_workers(4, timeout=90)
         with pytest.raises(ValueError, match="fewer than 0"):
             cluster.scale(-1)
         with pytest.raises(ValueError, match="say how many"):
@@ -97,7 +97,7 @@ def test_scale_by_number_cores_and_memory() -> None:
 def test_scale_down_keeps_the_data(eventually) -> None:
     with SpecCluster(worker=SMALL, scheduler=SCHEDULER) as cluster, Client(cluster) as client:
         cluster.scale(3)
-        cluster.wait_for_workers(3, timeout=30)
+        cluster.wait_for_workers(3, timeout=90)
         futures = client.map(lambda i: "x" * 100_000 + str(i), range(12))
         client.gather(futures)
         cluster.scale(1)
@@ -114,7 +114,7 @@ def test_groups_count_as_their_workers(eventually) -> None:
     worker = {"cls": Group, "options": {}, "group": ["-a", "-b"]}
     with SpecCluster(worker=worker, scheduler=SCHEDULER) as cluster:
         cluster.scale(3)
-        cluster.wait_for_workers(4, timeout=30)
+        cluster.wait_for_workers(4, timeout=90)
         assert cluster.plan == {"0-a", "0-b", "1-a", "1-b"} == cluster.observed
         cluster.scale(2)
         eventually(lambda: len(cluster.scheduler_info["workers"]) == 2)
@@ -142,11 +142,11 @@ async def test_what_a_client_has_retired_counts_no_more_though_it_takes_a_while_
         Client(cluster, asynchronous=True) as client,
     ):
         await cluster.scale(2)
-        await cluster.wait_for_workers(2, timeout=30)
+        await cluster.wait_for_workers(2, timeout=90)
         await client.retire_workers(["0"])
         assert cluster.plan == {"1"}
         await cluster.scale(2)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while {worker["name"] for worker in cluster.scheduler_info["workers"].values()} != {"1", "2"}:
                 await asyncio.sleep(0.02)
                 await cluster._refresh()
@@ -168,7 +168,7 @@ def test_a_worker_that_always_dies_is_told_about() -> None:
     with SpecCluster(worker={"cls": Broken}, scheduler=SCHEDULER) as cluster:
         cluster.scale(1)
         with pytest.raises(DaskfleetError, match=r"failed: 3.*the disk is full"):
-            cluster.wait_for_workers(1, timeout=60)
+            cluster.wait_for_workers(1, timeout=180)
         assert "the disk is full" in cluster.get_logs()["Cluster"]
 
 

@@ -95,10 +95,10 @@ def test_several_workers_a_host_and_scale_over_the_pool(bed: ssh.Bed, eventually
         worker_options={"nthreads": 1, "n_workers": 2, "memory_limit": "500MB"},
         remote_python=[sys.executable] * 3,
     ) as cluster:
-        cluster.wait_for_workers(4, timeout=60)
+        cluster.wait_for_workers(4, timeout=180)
         assert cluster.observed == {"0-0", "0-1", "1-0", "1-1"}
         cluster.scale(memory="4GB")
-        cluster.wait_for_workers(8, timeout=60)
+        cluster.wait_for_workers(8, timeout=180)
         hosts = [spec["options"]["place"].host for spec in cluster.worker_spec.values()]
         assert sorted(hosts) == sorted([HOSTS[1], HOSTS[2]] * 2), "spread evenly"
         cluster.scale(2)
@@ -148,7 +148,7 @@ def test_nothing_is_left_when_the_client_is_killed(bed: ssh.Bed, who: str, event
         running = remains(bed)
         assert any("sleep" in line for line in running) and len(running) >= 7
         client.send_signal(signal.SIGKILL)
-        eventually(lambda: not remains(bed), 30)
+        eventually(lambda: not remains(bed), 90)
     finally:
         client.kill()
         client.wait()
@@ -197,14 +197,14 @@ def test_dask_ssh_with_brace_groups_and_logs(bed: ssh.Bed, tmp_path: Path, free_
         from daskfleet.deploy.spec import SpecCluster
 
         with SpecCluster.from_name(name) as cluster, Client(cluster) as client:
-            cluster.wait_for_workers(6, timeout=60)
+            cluster.wait_for_workers(6, timeout=180)
             workers = client.scheduler_info()["workers"].values()
             assert {w["memory_limit"] for w in workers} == {10**9} and {w["nthreads"] for w in workers} == {1}
             assert {w["name"] for w in workers} == {f"{host}-{n}-{i}" for n, host in enumerate(HOSTS) for i in (0, 1)}
             assert all(20000 <= int(w["address"].rpartition(":")[2]) <= 30000 for w in workers)
             assert all(w["local_directory"].startswith(str(tmp_path / "local")) for w in workers)
         command.send_signal(signal.SIGINT)
-        command.communicate(timeout=30)
+        command.communicate(timeout=90)
         assert command.returncode == 0
     finally:
         command.kill()
@@ -229,7 +229,7 @@ def test_dask_ssh_hostfile_with_options_of_each_host(bed: ssh.Bed, tmp_path: Pat
         from daskfleet.deploy.spec import SpecCluster
 
         with SpecCluster.from_name(name) as cluster, Client(cluster) as client:
-            cluster.wait_for_workers(5, timeout=60)
+            cluster.wait_for_workers(5, timeout=180)
             workers = client.scheduler_info()["workers"]
             uids = client.run(os.getuid)
             threads = sorted((w["host"], w["nthreads"], uids[address]) for address, w in workers.items())
@@ -245,11 +245,11 @@ def test_dask_ssh_hostfile_with_options_of_each_host(bed: ssh.Bed, tmp_path: Pat
 
 def test_dask_ssh_says_what_is_wrong(bed: ssh.Bed, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("node1\nnode2 speed=9\n")
-    output, _ = (command := dask_ssh(bed, "--hostfile", str(tmp_path / "hosts"))).communicate(timeout=30)
+    output, _ = (command := dask_ssh(bed, "--hostfile", str(tmp_path / "hosts"))).communicate(timeout=90)
     assert command.returncode == 1 and output.startswith(
         "Error: line 2 of the host file: 'speed=9': expected one of user="
     )
-    output, _ = (command := dask_ssh(bed)).communicate(timeout=30)
+    output, _ = (command := dask_ssh(bed)).communicate(timeout=90)
     assert command.returncode == 2 and "no hosts: name them" in output
-    output, _ = (command := dask_ssh(bed, "127.0.0.2", "--remote-python", "/no/python")).communicate(timeout=30)
+    output, _ = (command := dask_ssh(bed, "127.0.0.2", "--remote-python", "/no/python")).communicate(timeout=90)
     assert command.returncode == 1 and "127.0.0.2: /no/python ended with status 127" in output

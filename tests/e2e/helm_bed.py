@@ -28,7 +28,7 @@ class Helm:
     def __init__(self, program: str, cluster: Cluster, namespace: str) -> None:
         self.command = [program, f"--kubeconfig={cluster.kubeconfig}", f"--namespace={namespace}"]
 
-    def __call__(self, *words: str, values: dict[str, Any] | None = None, timeout: float = 200) -> str:
+    def __call__(self, *words: str, values: dict[str, Any] | None = None, timeout: float = 600) -> str:
         command = [*self.command, *words, *(["--values=-"] if values is not None else [])]
         given = yaml.safe_dump(values) if values is not None else None
         done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=timeout, check=False)
@@ -126,7 +126,7 @@ class Jupyter:
         )
         printed = ""
         while True:
-            message = await channel.receive_json(timeout=90)
+            message = await channel.receive_json(timeout=240)
             if message["parent_header"].get("msg_id") != header["msg_id"]:
                 continue
             match message["msg_type"]:

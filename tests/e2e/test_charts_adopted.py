@@ -57,8 +57,6 @@ BRISK = {"spec": {"scaleDownDelaySeconds": 1, "cooldownSeconds": 0, "scaleDownPe
 slowly = lambda item: time.sleep(0.2) or item  # noqa: E731  a lambda travels whole, pods do not have this module
 ADOPTED = "kubernetes.dask.org/adopted-by"
 
-pytestmark = pytest.mark.timeout(240)
-
 
 class Release(Namespace):
     """The release ``rel``."""
@@ -88,7 +86,7 @@ def labextension(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python files of dask-labextension."""
     folder = tmp_path_factory.mktemp("labextension")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", "--no-deps"]
-    subprocess.run([*pip, "--dest", folder, f"dask-labextension=={LABEXTENSION}"], check=True, timeout=100)
+    subprocess.run([*pip, "--dest", folder, f"dask-labextension=={LABEXTENSION}"], check=True, timeout=300)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(folder, [name for name in wheel.namelist() if name.startswith("dask_labextension/")])
     return folder / "dask_labextension"
@@ -101,7 +99,7 @@ def release(
     made = Release(operator_in_cluster, module_namespace)
     made.kubectl("create", "configmap", "labextension", f"--from-file={labextension}")
     made.helm = Helm(helm, operator_in_cluster, module_namespace)
-    made.helm("install", "rel", CHART, "--wait", "--timeout=150s", values=VALUES)
+    made.helm("install", "rel", CHART, "--wait", "--timeout=400s", values=VALUES)
     yield made
 
 
@@ -122,7 +120,7 @@ async def test_dask_labextensions_panel_makes_scales_adapts_and_ends_clusters(
     path = f"/dask/clusters/{uuid.uuid4()}"
 
     async def until(look: Callable[[Json], bool]) -> Json:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while not look(model := await jupyter.ask("GET", path)):
                 await asyncio.sleep(0.05)
         return model
@@ -184,7 +182,7 @@ def test_it_follows_the_load_and_loses_nothing(release: Release) -> None:
         def enough() -> bool:  # on a machine that is busy all may be done before the last of them is there
             return len(cluster.scheduler_info["workers"]) == 4 or all(future.done() for future in futures)
 
-        eventually(enough, "four workers at work", seconds=60)
+        eventually(enough, "four workers at work", seconds=180)
         kept = client.scatter([[item] for item in range(40)])  # nothing could compute these again
         assert client.gather(futures) == list(range(80))
         futures.clear()
@@ -198,7 +196,7 @@ def test_scale_under_load_moves_what_the_workers_hold(release: Release) -> None:
     with KubeCluster.from_name(f"{release.name}/rel") as cluster, cluster.get_client() as client:
         cluster.scale(4)  # ends adaptive scaling, and is the operator's work all the same
         eventually(lambda: release.replicas() == 4, "four workers")
-        cluster.wait_for_workers(4, timeout=60)
+        cluster.wait_for_workers(4, timeout=180)
         kept = client.scatter([[item] for item in range(40)])
         futures = client.map(slowly, range(40), pure=False)
         cluster.scale(1)
@@ -233,6 +231,6 @@ def test_uninstall_takes_the_adoption_along(release: Release) -> None:
     assert said == f"{release.name}/rel adapts: 1 to 2 workers\n"  # and the command is over: the operator does it
     assert release.get("daskautoscaler", "rel")["spec"].items() >= {"minimum": 1, "maximum": 2}.items()
     release.kubectl("delete", "configmap", "labextension")
-    release.helm("uninstall", "rel", "--wait", "--timeout=90s")
-    release.kubectl("wait", "--for=delete", "pods", "--all", "--timeout=90s")
+    release.helm("uninstall", "rel", "--wait", "--timeout=240s")
+    release.kubectl("wait", "--for=delete", "pods", "--all", "--timeout=240s")
     eventually(lambda: left_in(release.cluster, release.name) == set(), "nothing left")

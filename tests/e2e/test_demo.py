@@ -15,5 +15,5 @@ def test_the_job_runs_and_kubectl_scales(
     selected = ["-n", namespace, "pods", "-l", f"dask.org/cluster-name={demo.NAME},dask.org/component=worker"]
     # The kubelet tells that a container runs up to a second after it does.
     running = "--for=jsonpath={.status.phase}=Running"
-    waited = operator_in_cluster.kubectl("wait", running, *selected, "--timeout=30s", "-o", "name")
+    waited = operator_in_cluster.kubectl("wait", running, *selected, "--timeout=240s", "-o", "name")
     assert len(waited.split()) == demo.MORE_WORKERS

@@ -72,7 +72,7 @@ def _run_pod(cluster: Cluster, namespace: str, image: str, script: str) -> dict[
         "spec": {"restartPolicy": "Never", "containers": [container]},
     }
     cluster.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(pod))
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while (phase := cluster.kubectl("get", "-n", namespace, "pod", "trial", "-o", "jsonpath={.status.phase}")) not in (
         "Succeeded",
         "Failed",
@@ -105,7 +105,7 @@ def test_a_node_comes_up_twice_and_leaves_nothing_behind(second_node: SourceNode
         second_node.up()
         assert second_node.ready()
         second_node.kubectl("apply", "-f", "-", input=json.dumps(pod))
-        second_node.kubectl("wait", "--for=condition=Ready", "pod/trial", "--timeout=30s")
+        second_node.kubectl("wait", "--for=condition=Ready", "pod/trial", "--timeout=240s")
         assert _traces(second_node.name)
         second_node.down()
         assert not second_node.ready()

@@ -28,13 +28,13 @@ with KubeCluster(name="c", namespace={namespace!r}, image={image!r}, engine="das
         assert all(address.startswith("tls://") for address in client.scheduler_info()["workers"])
         assert client.gather(client.map(lambda x: x + 1, range(10))) == list(range(1, 11))
         cluster.scale(3)
-        cluster.wait_for_workers(3, timeout=60)
+        cluster.wait_for_workers(3, timeout=180)
         kept = client.map(lambda x: x * 2, range(30))
         cluster.scale(1)
         while len(cluster.scheduler_info["workers"]) > 1:
             pass
         assert client.gather(kept) == [2 * x for x in range(30)]
-    with urllib.request.urlopen(cluster.dashboard_link, timeout=30) as page:
+    with urllib.request.urlopen(cluster.dashboard_link, timeout=90) as page:
         shown = page.read().decode()
     assert "Dask Diagnostic UI" in shown and "static/js/bokeh" in shown, shown[:1000]
     again = KubeCluster.from_name("c", namespace={namespace!r})
@@ -55,7 +55,7 @@ def size():
     return len(cluster.scheduler_info["workers"])
 with KubeCluster(name="rel", namespace={namespace!r}) as cluster, cluster.get_client() as client:
     assert cluster.adapt(minimum=3, maximum=3) is None
-    cluster.wait_for_workers(3, timeout=60)
+    cluster.wait_for_workers(3, timeout=180)
     kept = client.scatter([[item] for item in range(30)], broadcast=False)
     cluster.scale(1)
     while size() > 1:

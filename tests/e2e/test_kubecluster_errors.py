@@ -167,7 +167,7 @@ class TestWithAnOperator:
         assert sentence.startswith(f"system:serviceaccount:{namespace}:user may not")
         kubernetes_api.kubectl("apply", "-f", "-", input=manifest)
         with KubeCluster(name="c", namespace=namespace, n_workers=1) as cluster, cluster.get_client() as client:
-            assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+            assert client.submit(sum, [1, 2]).result(timeout=180) == 3
 
     def test_an_image_name_that_is_none_does_not_wait_for_the_deadline(self, namespace, clusters):
         with pytest.raises(StartFailed, match="No Such/Image!") as caught:

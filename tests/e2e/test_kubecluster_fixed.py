@@ -42,10 +42,10 @@ def test_it_is_found_scaled_without_loss_adapted_and_never_deleted(
         return listing["spec"]["replicas"]
 
     with KubeCluster(name=release, namespace=namespace) as cluster, cluster.get_client() as client:
-        cluster.wait_for_workers(2, timeout=40)
+        cluster.wait_for_workers(2, timeout=120)
         assert client.submit(square, 6).result() == 36
         cluster.scale(4)
-        cluster.wait_for_workers(4, timeout=40)
+        cluster.wait_for_workers(4, timeout=120)
         found = find_cluster(release, namespace)
         assert (found.made_by, found.status, found.workers) == ("Helm", "Running", 4)
         with pytest.raises(KubernetesError, match=f"helm uninstall {release} --namespace {namespace}"):

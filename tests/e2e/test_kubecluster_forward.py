@@ -19,7 +19,7 @@ def server(cluster_with_images, module_namespace):
     """A pod that serves TCP: its namespace and name."""
     kubectl = cluster_with_images.kubectl
     kubectl("-n", module_namespace, "apply", "-f", "-", input=bed.server_pod("server"))
-    kubectl("-n", module_namespace, "wait", "--for=condition=Ready", "pod/server", "--timeout=60s")
+    kubectl("-n", module_namespace, "wait", "--for=condition=Ready", "pod/server", "--timeout=180s")
     return module_namespace, "server"
 
 
@@ -107,7 +107,7 @@ async def test_many_connections_at_once_do_not_mix(forward):
 async def test_a_connection_made_before_the_pod_listens_is_served_once_it_does(forward, server, cluster_with_images):
     namespace, kubectl = server[0], cluster_with_images.kubectl
     kubectl("-n", namespace, "apply", "-f", "-", input=bed.server_pod("late", silent_seconds=3))
-    kubectl("-n", namespace, "wait", "--for=condition=Ready", "pod/late", "--timeout=60s")
+    kubectl("-n", namespace, "wait", "--for=condition=Ready", "pod/late", "--timeout=180s")
     reader, writer = await connect(await forward(bed.ECHO, pod="late"))
     writer.write(b"are you there?")
     assert await reader.readexactly(14) == b"are you there?"

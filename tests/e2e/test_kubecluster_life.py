@@ -71,7 +71,7 @@ KubeCluster(name="c", namespace={namespace!r}, image="nosuch/image:1", resource_
         pass
     finally:
         os.close(main)
-        said = process.communicate(timeout=30)[1].decode()
+        said = process.communicate(timeout=90)[1].decode()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert f"Starting {namespace}/c (" in text
     assert re.search(r"c-scheduler-\S+ +(ErrImagePull|ImagePullBackOff) +.*nosuch/image:1", text), text
@@ -87,5 +87,5 @@ KubeCluster(name="c", namespace={namespace!r}, image="nosuch/image:1")
     get = ("-n", namespace, "get", "daskclusters", "-o", "name")
     eventually(lambda: kubernetes_api.kubectl(*get))
     process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
+    assert "KeyboardInterrupt" in process.communicate(timeout=90)[1]
     eventually(lambda: not kubernetes_api.kubectl(*get))

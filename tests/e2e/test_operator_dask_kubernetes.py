@@ -24,7 +24,7 @@ import distributed
 from dask_kubernetes.operator import KubeCluster, make_cluster_spec
 
 def workers(client, count):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while len(client.scheduler_info(n_workers=-1)["workers"]) != count:
         assert time.monotonic() < end, client.scheduler_info()
         time.sleep(0.1)
@@ -33,7 +33,7 @@ spec = make_cluster_spec("theirs", image={image!r}, n_workers=1, resources={{"re
 options = dict(namespace={namespace!r}, port_forward_cluster_ip=True, quiet=True)
 with KubeCluster(custom_cluster_spec=spec, **options) as cluster, distributed.Client(cluster) as client:
     workers(client, 1)
-    assert client.submit(sum, [1, 2, 3]).result(timeout=60) == 6
+    assert client.submit(sum, [1, 2, 3]).result(timeout=180) == 6
     cluster.scale(3)
     workers(client, 3)
     kept = client.map(lambda n: n * n, range(30))
@@ -67,7 +67,6 @@ def theirs(operator_in_cluster: Any) -> Path:
     return bed.provide(operator_in_cluster, IMAGE, [*CLIENT[1:], *bed.NEEDED], CLIENT)
 
 
-@pytest.mark.timeout(240)
 def test_create_scale_adapt_and_close(operator_in_cluster: Any, theirs: Path, namespace: str) -> None:
     done = bed.run_program(PROGRAM.format(image=IMAGE, namespace=namespace), theirs, 180)
     assert done.stdout.split() == ["scaled", "grouped", "adapted", "closed"], done.stdout + done.stderr[-4000:]

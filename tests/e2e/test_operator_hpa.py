@@ -70,20 +70,19 @@ def metrics_served(lab: Namespace, scheduler: str) -> Iterator[None]:
     lab.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "metrics"}, "spec": ports})
     metadata = {"name": "metrics", "labels": {"app": "metrics"}}
     lab.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod})
-    lab.kubectl("wait", "--for=condition=Ready", "pod/metrics", "--timeout=60s")
+    lab.kubectl("wait", "--for=condition=Ready", "pod/metrics", "--timeout=180s")
     service = {"name": "metrics", "namespace": lab.name}
     spec = {"service": service, "group": API, "version": "v1beta1", "caBundle": encoded["ca.crt"]}
     priorities = {"groupPriorityMinimum": 100, "versionPriority": 100}
     head = {"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": f"v1beta1.{API}"}}
     try:
         lab.cluster.kubectl("create", "-f", "-", input=json.dumps({**head, "spec": spec | priorities}))
-        lab.cluster.kubectl("wait", "--for=condition=Available", f"apiservice/v1beta1.{API}", "--timeout=60s")
+        lab.cluster.kubectl("wait", "--for=condition=Available", f"apiservice/v1beta1.{API}", "--timeout=180s")
         yield
     finally:  # before its server goes: namespaces are not deleted while an API of theirs is silent
-        lab.cluster.kubectl("delete", "apiservice", f"v1beta1.{API}", "--ignore-not-found", "--timeout=30s")
+        lab.cluster.kubectl("delete", "apiservice", f"v1beta1.{API}", "--ignore-not-found", "--timeout=240s")
 
 
-@pytest.mark.timeout(300)
 def test_a_horizontal_pod_autoscaler_follows_the_schedulers_metric(operator_in_cluster: Any, namespace: str) -> None:
     lab = Namespace(operator_in_cluster, namespace)
     if f"v1beta1.{API}" in operator_in_cluster.kubectl("get", "apiservices", "-o", "name"):
@@ -97,7 +96,7 @@ def test_a_horizontal_pod_autoscaler_follows_the_schedulers_metric(operator_in_c
     with made as fleet, fleet.get_client() as client, metrics_served(lab, f"driven-scheduler.{lab.name}"):
         lab.apply({**head, "spec": {**spec, "minReplicas": 1, "maxReplicas": 3}})
         work = client.map(time.sleep, [1] * 100, pure=False)
-        eventually(lambda: len(lab.workers("driven-default")) == 3, "as many workers as its maximum", 90)
+        eventually(lambda: len(lab.workers("driven-default")) == 3, "as many workers as its maximum", 240)
         active = eventually(lambda: lab.condition("hpa", "driven", "ScalingActive"), "its condition")
         assert (active["status"], active["reason"]) == ("True", "ValidMetricFound"), active
         path = f"/apis/kubernetes.dask.org/v1/namespaces/{lab.name}/daskworkergroups/driven-default/scale"
@@ -105,4 +104,4 @@ def test_a_horizontal_pod_autoscaler_follows_the_schedulers_metric(operator_in_c
         selected = {pod["metadata"]["uid"] for pod in lab.items("pods", selector)}
         assert selected >= {pod["metadata"]["uid"] for pod in lab.workers("driven-default")}
         client.cancel(work)
-        eventually(lambda: len(lab.workers("driven-default")) == 1, "as many workers as its minimum", 90)
+        eventually(lambda: len(lab.workers("driven-default")) == 1, "as many workers as its minimum", 240)

@@ -26,7 +26,7 @@ def work(n):
     time.sleep(0.05)
     return n
 with Client() as client:
-    client.wait_for_workers(WORKERS, timeout=60)
+    client.wait_for_workers(WORKERS, timeout=180)
     print("begun", flush=True)
     results = client.gather(client.map(work, range(TASKS), pure=False))
     assert results == list(range(TASKS)), "a task was lost"
@@ -99,15 +99,15 @@ def says(lab: Namespace, name: str, words: str) -> bool:
 
 def test_a_cluster_runs_scales_and_goes(lab: Namespace) -> None:
     lab.apply(cluster("run", 2))
-    eventually(lambda: lab.get("dsk", "run").get("status", {}).get("phase") == "Running", "phase Running", 60)
-    names = eventually(lambda: len(found := registered(lab, "run")) == 2 and found, "two workers at the scheduler", 60)
+    eventually(lambda: lab.get("dsk", "run").get("status", {}).get("phase") == "Running", "phase Running", 180)
+    names = eventually(lambda: len(found := registered(lab, "run")) == 2 and found, "two workers at the scheduler", 180)
     assert sorted(names) == sorted(pod["metadata"]["name"] for pod in lab.workers("run-default"))
     lab.apply(group("run-other", "run", 1))
     (other,) = eventually(lambda: lab.workers("run-other"), "a worker of another group")
     lab.kubectl("scale", "daskworkergroup", "run-default", "--replicas=4")
-    eventually(lambda: len(registered(lab, "run")) == 5, "five workers at the scheduler", 60)
+    eventually(lambda: len(registered(lab, "run")) == 5, "five workers at the scheduler", 180)
     lab.kubectl("scale", "daskworkergroup", "run-default", "--replicas=1")
-    eventually(lambda: len(registered(lab, "run")) == 2, "two workers at the scheduler", 60)
+    eventually(lambda: len(registered(lab, "run")) == 2, "two workers at the scheduler", 180)
     (left,) = eventually(lambda: len(found := lab.workers("run-default")) == 1 and found, "one pod")
     # Who goes is chosen within the group alone.
     assert sorted(registered(lab, "run")) == sorted([left["metadata"]["name"], other["metadata"]["name"]])
@@ -119,14 +119,14 @@ def test_a_cluster_runs_scales_and_goes(lab: Namespace) -> None:
     eventually(lambda: counts() == (1, 1), "the status of the group")
     eventually(lambda: lab.condition("dsk", "run", "Ready")["status"] == "True", "a ready cluster")
     lab.kubectl("delete", "dsk", "run")
-    eventually(lambda: not lab.items("pods", "dask.org/cluster-name=run"), "no pods", 60)
+    eventually(lambda: not lab.items("pods", "dask.org/cluster-name=run"), "no pods", 180)
 
 
 def test_workers_and_scheduler_that_are_lost_come_back(lab: Namespace) -> None:
     lab.apply(cluster("lost", 2))
-    before = eventually(lambda: len(found := registered(lab, "lost")) == 2 and found, "two workers", 60)
+    before = eventually(lambda: len(found := registered(lab, "lost")) == 2 and found, "two workers", 180)
     lab.kubectl("delete", "pod", before[0], "--wait=false")
-    eventually(lambda: len(now := registered(lab, "lost")) == 2 and before[0] not in now, "another worker", 60)
+    eventually(lambda: len(now := registered(lab, "lost")) == 2 and before[0] not in now, "another worker", 180)
     served = eventually(
         lambda: (c := lab.condition("dsk", "lost", "SchedulerReady"))["status"] == "True" and c, "a scheduler"
     )
@@ -139,8 +139,8 @@ def test_workers_and_scheduler_that_are_lost_come_back(lab: Namespace) -> None:
         again = now["status"] == "True" and now["lastTransitionTime"] != served["lastTransitionTime"]
         return bool(again and status["phase"] == "Running")
 
-    eventually(served_again, "another scheduler, and phase Running", 60)
-    eventually(lambda: len(registered(lab, "lost")) == 2, "the workers at the new scheduler", 60)
+    eventually(served_again, "another scheduler, and phase Running", 180)
+    eventually(lambda: len(registered(lab, "lost")) == 2, "the workers at the new scheduler", 180)
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
@@ -148,18 +148,18 @@ def test_a_job_runs_to_its_end_and_takes_its_cluster_along(lab: Namespace, encry
     made: Json = yaml.safe_load((SAMPLES / "daskjob.yaml").read_text())
     made["spec"]["cluster"]["spec"]["security"] = {"tls": encrypted}
     lab.apply(made)
-    eventually(lambda: lab.get("djb", "count").get("status", {}).get("jobStatus") == "Successful", "success", 90)
+    eventually(lambda: lab.get("djb", "count").get("status", {}).get("jobStatus") == "Successful", "success", 240)
     assert runner_log(lab, "count").strip().splitlines()[-1] == str(sum(n * n for n in range(100)))
     status = lab.get("djb", "count")["status"]
     assert status["startTime"] <= status["endTime"]
-    eventually(lambda: not lab.get("dsk", "count"), "the cluster to go", 60)
+    eventually(lambda: not lab.get("dsk", "count"), "the cluster to go", 180)
 
 
 def test_a_job_that_fails_is_tried_again_and_then_failed(lab: Namespace) -> None:
     lab.apply(job("bad", "raise SystemExit(3)", 0, backoffLimit=1, ttlSecondsAfterFinished=5))
-    ended = eventually(lambda: (s := lab.get("djb", "bad")["status"])["jobStatus"] == "Failed" and s, "failure", 90)
+    ended = eventually(lambda: (s := lab.get("djb", "bad")["status"])["jobStatus"] == "Failed" and s, "failure", 240)
     assert ended["failed"] == 2
-    eventually(lambda: not lab.get("djb", "bad"), "the job to go when its time has come", 60)
+    eventually(lambda: not lab.get("djb", "bad"), "the job to go when its time has come", 180)
 
 
 # Goes on until three of four workers are gone, and holds what each of them has done.
@@ -170,9 +170,9 @@ def work(n):
     time.sleep(0.05)
     return n
 with Client() as client:
-    client.wait_for_workers(4, timeout=60)
+    client.wait_for_workers(4, timeout=180)
     print("begun", flush=True)
-    kept, end = [], time.monotonic() + 90
+    kept, end = [], time.monotonic() + 240
     while len(client.scheduler_info()["workers"]) > 1 or len(kept) < 120:
         assert time.monotonic() < end, "the workers stay"
         kept += client.map(work, range(len(kept), len(kept) + 60), pure=False)
@@ -184,7 +184,7 @@ with Client() as client:
 
 def test_no_task_is_lost_when_workers_are_taken_away_under_load(lab: Namespace) -> None:
     lab.apply(job("shrink", SHRINKING, 4, backoffLimit=0))
-    eventually(lambda: says(lab, "shrink", "begun"), "the work to begin", 90)
+    eventually(lambda: says(lab, "shrink", "begun"), "the work to begin", 240)
     lab.kubectl("scale", "daskworkergroup", "shrink-default", "--replicas=1")
     eventually(
         lambda: lab.get("djb", "shrink")["status"]["jobStatus"] in ("Successful", "Failed"), "the end of the work", 100
@@ -196,7 +196,7 @@ def test_an_edit_rolls_workers_and_scheduler_and_work_goes_on(lab: Namespace) ->
     program = WORK.replace("WORKERS", "2").replace("TASKS", "300")
     manifest = cluster("roll", 2)
     lab.apply(manifest)
-    eventually(lambda: len(registered(lab, "roll")) == 2, "two workers", 60)
+    eventually(lambda: len(registered(lab, "roll")) == 2, "two workers", 180)
     before = {pod["metadata"]["uid"] for pod in lab.workers("roll-default")}
     env = [
         {"name": "DASK_SCHEDULER_ADDRESS", "value": f"tcp://roll-scheduler.{lab.name}.svc.cluster.local:8786"},
@@ -209,8 +209,8 @@ def test_an_edit_rolls_workers_and_scheduler_and_work_goes_on(lab: Namespace) ->
     container = {"name": "work", "image": image, "args": ["python", "-u", "-c", program], "env": env}
     spec = {"restartPolicy": "Never", "containers": [container]}
     lab.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "work"}, "spec": spec})
-    eventually(lambda: lab.get("pod", "work")["status"]["phase"] == "Running", "the program to start", 60)
-    eventually(lambda: "begun" in lab.kubectl("logs", "work"), "the work to begin", 60)
+    eventually(lambda: lab.get("pod", "work")["status"]["phase"] == "Running", "the program to start", 180)
+    eventually(lambda: "begun" in lab.kubectl("logs", "work"), "the work to begin", 180)
     for half, args in (("worker", ["--nthreads", "2"]), ("scheduler", ["--port", "8786"])):
         (edited,) = manifest["spec"][half]["spec"]["containers"]
         edited["image"] = f"docker.io/{image}"  # the same by another name
@@ -228,11 +228,11 @@ def test_an_edit_rolls_workers_and_scheduler_and_work_goes_on(lab: Namespace) ->
         said = lab.condition("dsk", "roll", "Ready")
         return bool(said["observedGeneration"] == generation and said["status"] == "True" and not workers & before)
 
-    eventually(rolled, "a cluster that is ready after its edit", 90)
+    eventually(rolled, "a cluster that is ready after its edit", 240)
     pods = [*lab.workers("roll-default"), *lab.items("pods", "dask.org/cluster-name=roll,dask.org/component=scheduler")]
     staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
     assert [pod["spec"]["containers"][0]["image"] for pod in staying] == [f"docker.io/{image}"] * 3
-    eventually(lambda: lab.get("pod", "work")["status"]["phase"] in ("Succeeded", "Failed"), "the end of the work", 90)
+    eventually(lambda: lab.get("pod", "work")["status"]["phase"] in ("Succeeded", "Failed"), "the end of the work", 240)
     assert "all 300 results" in lab.kubectl("logs", "work")
 
 
@@ -275,7 +275,6 @@ with Client() as client:
 """
 
 
-@pytest.mark.timeout(360)
 def test_an_autoscaler_brings_workers_for_work_and_takes_them_away_without_losing_or_repeating_any(
     lab: Namespace,
 ) -> None:
@@ -284,7 +283,7 @@ def test_an_autoscaler_brings_workers_for_work_and_takes_them_away_without_losin
     lab.apply({**head, "spec": {**spec, "scaleDownPercent": 100, "workerGroup": "more"}})
     lab.apply(group("auto-more", "auto", 0))
     lab.apply(job("auto", WAVES, 0, backoffLimit=0))
-    eventually(lambda: says(lab, "auto", "done to 60"), "the end of the first wave", 100)
+    eventually(lambda: says(lab, "auto", "done to 60"), "the end of the first wave", 300)
     assert lab.items("pods", "dask.org/workergroup-name=auto-default") == []
     eventually(lambda: lab.get("djb", "auto")["status"]["jobStatus"] in ("Successful", "Failed"), "the end", 180)
     log = runner_log(lab, "auto")
@@ -300,7 +299,7 @@ def test_an_idle_cluster_is_ended_and_one_that_is_busy_or_in_use_is_not(
     with KubeCluster(name="used", namespace=lab.name, quiet=True) as used, used.get_client() as user:
         made = KubeCluster(name="busy", namespace=lab.name, n_workers=1, idle_timeout=5, quiet=True)
         with made as busy, busy.get_client() as client:
-            client.submit(time.sleep, 9).result(timeout=90)
-            assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+            client.submit(time.sleep, 9).result(timeout=240)
+            assert client.submit(sum, [1, 2]).result(timeout=180) == 3
         assert lab.get("dsk", "used") and user.scheduler_info()["workers"] == {}
-    eventually(lambda: not lab.get("dsk", "idle"), "the idle cluster to go", 60)
+    eventually(lambda: not lab.get("dsk", "idle"), "the idle cluster to go", 180)

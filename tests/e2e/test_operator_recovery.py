@@ -26,7 +26,7 @@ def test_work_and_data_outlive_the_scheduler(operator_in_cluster: Any, namespace
         KubeCluster(name="c", namespace=namespace, n_workers=2, resources=RESOURCES) as cluster,
         cluster.get_client() as client,
     ):
-        cluster.wait_for_workers(2, timeout=60)
+        cluster.wait_for_workers(2, timeout=180)
         workers = {pod["metadata"]["uid"] for pod in lab.workers("c-default")}
         kept = client.scatter([[n] for n in range(10)])  # nothing could compute these again
         squares = client.map(square, range(20))
@@ -62,7 +62,7 @@ def test_an_operator_outside_of_the_pods_network_takes_workers_away_with_their_d
         ) as cluster,
         cluster.get_client() as client,
     ):
-        cluster.wait_for_workers(3, timeout=60)
+        cluster.wait_for_workers(3, timeout=180)
         kept = client.scatter([[n] for n in range(12)])  # spread over all of them
         running = [
             client.submit(work, n, workers=[address], allow_other_workers=True, pure=False)
@@ -70,7 +70,7 @@ def test_an_operator_outside_of_the_pods_network_takes_workers_away_with_their_d
         ]
         eventually(lambda: len(client.get_events("ran")) == 3, "a task on each")
         lab.kubectl("scale", "daskworkergroup", "c-default", "--replicas=1")
-        eventually(lambda: len(client.scheduler_info()["workers"]) == 1, "one worker", 60)
+        eventually(lambda: len(client.scheduler_info()["workers"]) == 1, "one worker", 180)
         assert client.gather(kept) == [[n] for n in range(12)]
         assert client.gather(running) == [0, 1, 2]
         assert sorted(n for _, n in client.get_events("ran")) == [0, 1, 2]  # what ran was waited for
@@ -85,9 +85,11 @@ def test_an_operator_outside_of_the_pods_network_takes_workers_away_with_their_d
         eventually(lambda: failure("TokenLost"), "that new workers cannot join")
         lab.kubectl("scale", "daskworkergroup", "c-default", "--replicas=2")
         lab.kubectl("delete", "pods", "-l", "dask.org/cluster-name=c", "--wait=false")  # as the condition says
-        eventually(lambda: not begun & {pod["metadata"]["uid"] for pod in lab.items("pods", SCHEDULER)}, "it to go", 60)
+        eventually(
+            lambda: not begun & {pod["metadata"]["uid"] for pod in lab.items("pods", SCHEDULER)}, "it to go", 180
+        )
         eventually(lambda: failure("NoFailure"), "it to clear")
-        eventually(lambda: lab.condition("dsk", "c", "Ready")["status"] == "True", "another scheduler", 60)
+        eventually(lambda: lab.condition("dsk", "c", "Ready")["status"] == "True", "another scheduler", 180)
         with KubeCluster.from_name("c", namespace=namespace) as again, again.get_client() as client:
-            again.wait_for_workers(2, timeout=60)
-            assert client.submit(sum, [1, 2, 3]).result(timeout=60) == 6
+            again.wait_for_workers(2, timeout=180)
+            assert client.submit(sum, [1, 2, 3]).result(timeout=180) == 6

@@ -26,7 +26,7 @@ print(config.seconds("distributed.scheduler.worker-ttl"), "dask" in sys.modules)
 def read(**env: str) -> str:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DASK_")}
     done = subprocess.run(
-        [sys.executable, "-c", READ], env={**clean, **env}, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", READ], env={**clean, **env}, capture_output=True, text=True, check=True, timeout=180
     )
     return done.stdout.strip()
 
@@ -110,7 +110,7 @@ def test_adaptive_and_dashboard_link(monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(adaptive, Adaptive)
         bounds = adaptive.interval, adaptive.minimum, adaptive.maximum, adaptive.wait_count, adaptive.target_duration
         assert bounds == (0.05, 1, 2, 1, 5.0)
-        cluster.wait_for_workers(1, timeout=30)
+        cluster.wait_for_workers(1, timeout=90)
         port = cluster.scheduler.dashboard_port
         assert cluster.dashboard_link == f"/user/ada/proxy/{port}/status"
         with Client(cluster) as client:

@@ -84,7 +84,7 @@ async def main():
             assert not client._by_cid  # dask keeps an exception, and with it frames: no future may be in one
         assert dask.config.get("scheduler", None) is None
 
-asyncio.run(asyncio.wait_for(main(), 60))
+asyncio.run(asyncio.wait_for(main(), 180))
 print("right")
 """
     assert run(code) == "right"

@@ -40,7 +40,7 @@ class Mpi:
         """``mpirun -np RANKS COMMAND``."""
         return [*self.launcher, "-np", str(ranks), *command]
 
-    def run(self, ranks: int, *command: str, timeout: float = 90) -> subprocess.CompletedProcess[str]:
+    def run(self, ranks: int, *command: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         return subprocess.run(self.command(ranks, *command), capture_output=True, text=True, timeout=timeout)
 
 

@@ -62,7 +62,7 @@ def environment(name: str, *packages: str) -> Path:
     return folder
 
 
-def wait_until(what: Callable[[], object], why: str, timeout: float = 30.0) -> None:
+def wait_until(what: Callable[[], object], why: str, timeout: float = 90) -> None:
     """Wait until `what` is true; `why` says what is missing otherwise."""
     deadline = time.monotonic() + timeout
     while not what():

@@ -39,33 +39,33 @@ class Counter:
 
 
 def test_actor(client: Client) -> None:
-    counter = client.submit(Counter, 5, actor=True).result(timeout=20)
+    counter = client.submit(Counter, 5, actor=True).result(timeout=60)
     assert isinstance(counter, Actor)
     assert "Counter" in repr(counter) and "increment" in dir(counter)
     assert counter.increment.__doc__ == "Add."
     future = counter.increment()
-    assert future.result(timeout=20) == 6
+    assert future.result(timeout=60) == 6
     assert future.done() and "done" in repr(future)
     assert counter.increment(by=4).result() == 10
     assert counter.n == 10
-    assert counter.later().result(timeout=20) == 10
+    assert counter.later().result(timeout=60) == 10
     with pytest.raises(KeyError, match="an actor's error"):
-        counter.fail().result(timeout=20)
+        counter.fail().result(timeout=60)
     with pytest.raises(AttributeError, match="missing"):
         _ = counter.missing
-    pid, address = counter.where().result(timeout=20)
+    pid, address = counter.where().result(timeout=60)
     assert pid != os.getpid() and address in client.nthreads()
 
 
 def test_methods_run_one_at_a_time(client: Client) -> None:
-    counter = client.submit(Counter, actor=True).result(timeout=20)
+    counter = client.submit(Counter, actor=True).result(timeout=60)
     futures = [counter.increment() for _ in range(100)]
-    assert [future.result(timeout=20) for future in futures] == list(range(1, 101))
+    assert [future.result(timeout=60) for future in futures] == list(range(1, 101))
 
 
 def test_equal_calls_make_two_actors(client: Client) -> None:
     a, b = client.gather([client.submit(Counter, actor=True), client.submit(Counter, actors=True)])
-    a.increment().result(timeout=20)
+    a.increment().result(timeout=60)
     assert (a.n, b.n) == (1, 0)
     actors = client.gather(client.map(Counter, range(3), actor=True))
     assert [actor.n for actor in actors] == [0, 1, 2]
@@ -80,18 +80,18 @@ def test_actors_in_tasks(client: Client) -> None:
     future = client.submit(Counter, actor=True)
     client.gather([client.submit(use, future, 5, pure=False) for _ in range(4)])
     assert future.result().n == 20
-    assert client.submit(use, future.result(), 1, pure=False).result(timeout=20) == 21  # the proxy as an argument
+    assert client.submit(use, future.result(), 1, pure=False).result(timeout=60) == 21  # the proxy as an argument
 
     def make() -> int:
         own = get_client().submit(Counter, 3, actor=True).result()
         return int(own.increment().result())
 
-    assert client.submit(make, pure=False).result(timeout=20) == 4
+    assert client.submit(make, pure=False).result(timeout=60) == 4
 
 
 def actor_ends_with_its_last_proxy(client: Client) -> None:
-    counter = client.submit(Counter, actor=True).result(timeout=20)
-    address = counter.where().result(timeout=20)[1]
+    counter = client.submit(Counter, actor=True).result(timeout=60)
+    address = counter.where().result(timeout=60)[1]
     key = counter._key
 
     def is_there(dask_worker: Any) -> bool:
@@ -99,7 +99,7 @@ def actor_ends_with_its_last_proxy(client: Client) -> None:
 
     assert client.run(is_there, workers=[address])[address]
     del counter
-    eventually(lambda: not client.run(is_there, workers=[address])[address], 20)
+    eventually(lambda: not client.run(is_there, workers=[address])[address], 60)
 
 
 def test_an_actor_ends_with_its_last_proxy(client: Client) -> None:
@@ -125,22 +125,22 @@ def test_an_actor_is_lost_with_its_worker() -> None:
         Client(cluster, set_as_default=False) as client,
     ):
         future = client.submit(Counter, actor=True)
-        counter = future.result(timeout=20)
+        counter = future.result(timeout=60)
         client.run(lambda: threading.Timer(0.05, os._exit, [1]).start())
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while future.status == "finished" and time.monotonic() < deadline:
             time.sleep(0.02)
         assert future.status == "error"
         with pytest.raises(Exception, match="no task produces it"):
-            future.result(timeout=20)
+            future.result(timeout=60)
         with pytest.raises(ConnectionError, match="cannot be reached"):
-            counter.increment().result(timeout=20)
+            counter.increment().result(timeout=60)
 
 
 def test_actors_through_the_scheduler(cluster: LocalCluster) -> None:
     with Client(cluster, direct_to_workers=False, set_as_default=False) as client:
-        counter = client.submit(Counter, 1, actor=True).result(timeout=20)
-        assert counter.increment().result(timeout=20) == 2
+        counter = client.submit(Counter, 1, actor=True).result(timeout=60)
+        assert counter.increment().result(timeout=60) == 2
         assert counter.n == 2
 
 

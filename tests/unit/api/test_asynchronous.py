@@ -62,10 +62,10 @@ async def test_retry_blocking(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "there"
     future = client.submit(fail_until, str(path), pure=False)
     with pytest.raises(OSError, match="not there yet"):
-        future.result(timeout=20)
+        future.result(timeout=60)
     path.touch()
     future.retry()
-    assert future.result(timeout=20) == 7
+    assert future.result(timeout=60) == 7
 
 
 async def test_datasets(aclient: Client) -> None:
@@ -129,7 +129,7 @@ async def test_restart_workers_and_shutdown() -> None:
         client = await Client(cluster, asynchronous=True)
         await client.register_plugin(Environ({"ASYNCHRONOUS": "yes"}))
         (name,) = (worker["name"] for worker in (await client.scheduler_info())["workers"].values())
-        assert await client.restart_workers([name], timeout=60) == {name: "OK"}
+        assert await client.restart_workers([name], timeout=180) == {name: "OK"}
         with pytest.raises(ValueError, match=f"no worker 'nosuch'; there are: {name}"):
             await client.restart_workers("nosuch")
         assert await client.submit(double, 4) == 8

@@ -57,9 +57,9 @@ def test_a_lock_is_free_when_its_client_is_gone(cluster: LocalCluster, client: C
     several = MultiLock(["two", "three"], client=client)
     assert several.acquire(timeout=0.05) is False
     threading.Timer(0.2, lost.close).start()
-    assert mine.acquire(timeout=20) is True
+    assert mine.acquire(timeout=60) is True
     mine.release()
-    assert several.acquire(timeout=20) is True
+    assert several.acquire(timeout=60) is True
     several.release()
 
 
@@ -73,16 +73,16 @@ def test_a_lock_is_free_when_its_worker_is_killed(client: Client, tmp_path: Path
             time.sleep(60)
 
     future = client.submit(hold, str(flag), pure=False)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (flag.exists() and flag.read_text()) and time.monotonic() < deadline:
         time.sleep(0.01)
     mine = Lock("killed", client=client)
     assert mine.acquire(timeout=0.05) is False
     os.kill(int(flag.read_text()), signal.SIGKILL)
-    assert mine.acquire(timeout=20) is True
+    assert mine.acquire(timeout=60) is True
     mine.release()
-    assert future.result(timeout=20) is None
-    client.wait_for_workers(2, timeout=30)
+    assert future.result(timeout=60) is None
+    client.wait_for_workers(2, timeout=90)
 
 
 @pytest.mark.parametrize("before", [0.0, 0.05])
@@ -183,9 +183,9 @@ def test_event(client: Client) -> None:
     event = Event("go")
     assert event.is_set() is False
     assert event.wait(timeout=0.05) is False
-    waiting = client.submit(lambda: Event("go").wait(timeout=20), pure=False)
+    waiting = client.submit(lambda: Event("go").wait(timeout=60), pure=False)
     event.set()
-    assert waiting.result(timeout=20) is True
+    assert waiting.result(timeout=60) is True
     assert event.wait() is True
     event.clear()
     assert event.is_set() is False
@@ -193,9 +193,9 @@ def test_event(client: Client) -> None:
 
 def test_waiting_tasks_give_way(client: Client) -> None:
     # More tasks than threads wait for an event that another task sets.
-    waiting = client.map(lambda i: Event("crowd").wait(timeout=30), range(6), pure=False)
+    waiting = client.map(lambda i: Event("crowd").wait(timeout=90), range(6), pure=False)
     setting = client.submit(lambda: (Event("crowd").set(), get_worker().name)[1], pure=False)
-    assert setting.result(timeout=20)
+    assert setting.result(timeout=60)
     assert all(client.gather(waiting))
 
 

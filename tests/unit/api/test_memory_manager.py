@@ -14,7 +14,7 @@ def copied(client: Client):
     """Data that a task has needed on another worker: there are two copies now."""
     first, second = client.nthreads()
     data = client.submit(np.ones, 5000, workers=[first], pure=False)
-    wait(client.submit(len, data, workers=[second], pure=False), timeout=30)
+    wait(client.submit(len, data, workers=[second], pure=False), timeout=90)
     assert set(client.who_has(data)[data.key]) == {first, second}
     return data
 
@@ -29,11 +29,11 @@ def test_copies_that_nothing_needs_are_dropped(client: Client) -> None:
     client.amm.run_once()
     holders = client.who_has([data, kept, asked_for])
     assert [len(holders[future.key]) for future in (data, kept, asked_for)] == [1, 2, 2]
-    assert client.submit(sum, data, pure=False).result(timeout=30) == 5000
+    assert client.submit(sum, data, pure=False).result(timeout=90) == 5000
     data = copied(client)
     client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler.extensions["amm"], "interval", 0.05))
     assert client.amm.start() is True
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while len(client.who_has(data)[data.key]) == 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -48,7 +48,7 @@ def test_a_copy_stays_where_a_task_uses_it(client: Client) -> None:
         time.sleep(0.01)
     client.amm.run_once()
     assert len(client.who_has(data)[data.key]) == 2
-    wait(slow, timeout=30)
+    wait(slow, timeout=90)
     client.amm.run_once()
     assert len(client.who_has(data)[data.key]) == 1
 

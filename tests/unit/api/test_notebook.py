@@ -12,7 +12,7 @@ from jupyter_client.manager import start_new_kernel
 
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[Any]:
-    manager, client = start_new_kernel(startup_timeout=60)
+    manager, client = start_new_kernel(startup_timeout=180)
     run(
         client,
         "import time\n"
@@ -30,10 +30,10 @@ def run(kernel: Any, code: str, until: str = "") -> list[dict[str, Any]]:
     """The pictures that a cell shows, until it is done and one of them has `until` in it."""
     seen: list[dict[str, Any]] = []
     cell = kernel.execute(code)
-    idle, deadline = False, time.monotonic() + 60
+    idle, deadline = False, time.monotonic() + 180
     while not (idle and (not until or any(until in str(data) for data in seen))):
         assert time.monotonic() < deadline, seen
-        message = kernel.get_iopub_msg(timeout=60)
+        message = kernel.get_iopub_msg(timeout=180)
         content = message["content"]
         assert message["msg_type"] != "error", "\n".join(content["traceback"])
         if "data" in content:

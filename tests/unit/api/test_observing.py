@@ -56,7 +56,7 @@ def test_story(client: Client) -> None:
     client.story()  # recording begins
     future = client.submit(double, 21, key="told")
     other = client.submit(double, 22, key="not told")
-    assert future.result(timeout=20) + other.result(timeout=20) == 86
+    assert future.result(timeout=60) + other.result(timeout=60) == 86
     records = client.story("told")
     assert records[0][1] == "released" and records[-1][2] == "memory"
     assert {key for key, *_ in records} == {"told"}

@@ -39,7 +39,7 @@ class Do:
         return answer
 
     async def result(self, future: Any) -> Any:
-        return await future if self.client.asynchronous else future.result(timeout=20)
+        return await future if self.client.asynchronous else future.result(timeout=60)
 
     async def raises(self, kind: Any, call: Callable[[], Any], match: str | None = None) -> None:
         with pytest.raises(kind, match=match):
@@ -164,7 +164,7 @@ async def client_scatter(client: Client, do: Do) -> None:
     first = (await do.addresses())[0]
     future = await do(client.scatter(1, workers=[first], hash=False))
     assert await do(client.who_has(future)) == {future.key: (first,)}
-    (everywhere,) = await do(client.scatter([2], broadcast=True, direct=True, timeout=20))
+    (everywhere,) = await do(client.scatter([2], broadcast=True, direct=True, timeout=60))
     assert len((await do(client.who_has([everywhere])))[everywhere.key]) == 2
     named = await do(client.scatter({"x": 3}))
     assert named["x"].key == "x" and await do.result(client.submit(increment, named["x"])) == 4
@@ -327,7 +327,7 @@ async def client_task_stream(client: Client, do: Do) -> None:
                 await client.submit(increment, 1, key=key)
         else:
             with block:
-                client.submit(increment, 1, key=key).result(timeout=20)
+                client.submit(increment, 1, key=key).result(timeout=60)
         return block
 
     assert [record["key"] for record in (await within(daskfleet.get_task_stream(), "a")).data] == ["a"]
@@ -363,7 +363,7 @@ async def client_events(client: Client, do: Do) -> None:
 
 @row
 async def client_life(client: Client, do: Do) -> None:
-    await do(client.wait_for_workers(2, timeout=20))
+    await do(client.wait_for_workers(2, timeout=60))
     await do.raises(TimeoutError, lambda: client.wait_for_workers(n_workers=9, timeout=0.05))
     await do(client.write_scheduler_file(str(do.folder / "file")))
     assert json.loads((do.folder / "file").read_text())["address"] == client.scheduler_address
@@ -419,7 +419,7 @@ async def waiting(client: Client, do: Do) -> None:
 async def as_completed(client: Client, do: Do) -> None:
     futures = client.map(increment, range(3))
     await do(daskfleet.wait(futures))
-    pairs = await do.all_of(daskfleet.as_completed(futures, with_results=True, timeout=20))
+    pairs = await do.all_of(daskfleet.as_completed(futures, with_results=True, timeout=60))
     assert sorted(result for _, result in pairs) == [1, 2, 3]
     iterator = daskfleet.as_completed()
     iterator.add(futures[0])
@@ -510,14 +510,14 @@ async def actors(client: Client, do: Do) -> None:
     counter = await do.result(future)
     answer = counter.add(2)
     assert isinstance(counter, daskfleet.Actor) and isinstance(answer, daskfleet.ActorFuture)
-    assert (await answer if client.asynchronous else answer.result(timeout=20)) == 2 and answer.done()
+    assert (await answer if client.asynchronous else answer.result(timeout=60)) == 2 and answer.done()
     assert await do(counter.n) == 2 and counter.key == future.key and "add" in dir(counter)
     assert len(await do(client.gather(client.map(lambda n: Counter(), [1, 2], actors=True)))) == 2
 
 
 def inside(x: int) -> list[int]:
     client = daskfleet.get_client()
-    with daskfleet.worker_client(timeout=20, separate_thread=True) as same:
+    with daskfleet.worker_client(timeout=60, separate_thread=True) as same:
         total = same.gather(same.map(increment, [x, x + 1]))
     daskfleet.secede()
     daskfleet.rejoin()
@@ -552,7 +552,7 @@ async def clusters(client: Client, do: Do) -> None:
         len(cluster.scheduler_info["workers"]) == 2 and cluster.name and cluster.loop and cluster.dashboard_link == ""
     )
     assert set(await do(cluster.get_logs(cluster=True, scheduler=True, workers=False))) == {"Cluster", "Scheduler"}
-    await do(cluster.wait_for_workers(2, timeout=20))
+    await do(cluster.wait_for_workers(2, timeout=60))
     await do(cluster.scale(2))
     other = cluster.get_client()
     await do(other)
@@ -567,9 +567,9 @@ async def clusters(client: Client, do: Do) -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
 def test_blocking(row: Row, client: Client, tmp_path: Path) -> None:
-    asyncio.run(asyncio.wait_for(row(client, Do(client, tmp_path)), 60))
+    asyncio.run(asyncio.wait_for(row(client, Do(client, tmp_path)), 180))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
 async def test_asynchronous(row: Row, aclient: Client, tmp_path: Path) -> None:
-    await asyncio.wait_for(row(aclient, Do(aclient, tmp_path)), 60)
+    await asyncio.wait_for(row(aclient, Do(aclient, tmp_path)), 180)

@@ -32,7 +32,7 @@ def test_datasets(cluster: LocalCluster, client: Client) -> None:
     assert client.futures_of(y)
     assert all(future.client is client for future in client.futures_of(y))
     assert y.sum().compute() == 10_000
-    assert client.get_dataset("n").result(timeout=20) == 7
+    assert client.get_dataset("n").result(timeout=60) == 7
     with pytest.raises(KeyError, match=r"no dataset 'z' is published; there are: n, x|x, n"):
         client.get_dataset("z")
     assert client.get_dataset("z", default=None) is None
@@ -45,7 +45,7 @@ def test_datasets(cluster: LocalCluster, client: Client) -> None:
 def test_datasets_as_a_mapping(client: Client) -> None:
     client.datasets["one"] = client.submit(int, 1)
     assert list(client.datasets) == ["one"] and len(client.datasets) == 1 and "one" in client.datasets
-    assert client.datasets["one"].result(timeout=20) == 1
+    assert client.datasets["one"].result(timeout=60) == 1
     del client.datasets["one"]
     assert not client.datasets
     with pytest.raises(KeyError):
@@ -79,9 +79,9 @@ async def test_metadata_asynchronous(aclient: Client) -> None:
 def test_events(client: Client) -> None:
     client.log_event("topic", {"a": 1})
     client.log_event(["topic", "other"], "both")
-    client.submit(lambda: get_client().log_event("topic", "from a task"), pure=False).result(timeout=20)
+    client.submit(lambda: get_client().log_event("topic", "from a task"), pure=False).result(timeout=60)
     eventually(lambda: len(client.get_events("topic")) == 3)
-    client.submit(lambda: get_worker().log_event("topic", ("from", "a worker")), pure=False).result(timeout=20)
+    client.submit(lambda: get_worker().log_event("topic", ("from", "a worker")), pure=False).result(timeout=60)
     eventually(lambda: len(client.get_events("topic")) == 4)
     client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.log_event("topic", 5))
     said = [{"a": 1}, "both", "from a task", ("from", "a worker"), 5]
@@ -114,7 +114,7 @@ async def test_subscribing_asynchronous(aclient: Client) -> None:
 
     await aclient.subscribe_topic("news", handle)
     await aclient.log_event("news", "x")
-    assert await asyncio.wait_for(heard.get(), 20) == "x"
+    assert await asyncio.wait_for(heard.get(), 60) == "x"
     await aclient.unsubscribe_topic("news")
     assert (await aclient.get_events("news"))[0][1] == "x"
 
@@ -126,7 +126,7 @@ def test_print_and_warn_reach_the_client(client: Client, capsys: pytest.CaptureF
 
     out: list[str] = []
     with pytest.warns(UserWarning, match="careful"):
-        client.submit(say, pure=False).result(timeout=20)
+        client.submit(say, pure=False).result(timeout=60)
         eventually(lambda: bool(out.append(capsys.readouterr().out)) or "hello-1" in "".join(out))
         time.sleep(0.3)
 
@@ -142,13 +142,13 @@ def test_forward_logging(client: Client, caplog: pytest.LogCaptureFixture) -> No
 
     with caplog.at_level(logging.INFO, "my.app"):
         client.forward_logging("my.app", level=logging.INFO)
-        client.submit(log, pure=False).result(timeout=20)
+        client.submit(log, pure=False).result(timeout=60)
         eventually(lambda: "failed" in caplog.text)
         assert "number 7" in caplog.text
         assert "KeyError: 'oops'" in caplog.text
         client.unforward_logging("my.app")
         before = len(caplog.records)
-        client.submit(log, pure=False).result(timeout=20)
+        client.submit(log, pure=False).result(timeout=60)
         client.get_events("x")
         assert len(caplog.records) == before
 
@@ -164,4 +164,4 @@ def test_a_handler_that_fails_is_logged(client: Client, caplog: pytest.LogCaptur
     client.log_event("bad", 1)
     assert done.wait(20)
     eventually(lambda: "broken" in caplog.text)
-    assert client.submit(int, 3).result(timeout=20) == 3
+    assert client.submit(int, 3).result(timeout=60) == 3

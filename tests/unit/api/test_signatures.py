@@ -208,7 +208,7 @@ def test_a_client_without_an_address_gives_its_security_to_its_cluster() -> None
     options = {"n_workers": 1, "processes": False, "dashboard_address": None, "set_as_default": False}
     with Client(security=True, **options) as client:
         assert client.cluster.scheduler_address.startswith("tls://") and client.security.token
-        assert client.submit(sum, [1, 2]).result(timeout=20) == 3
+        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
     with Client(security=Security(token="mine"), ip="127.0.0.1", host=None, **options) as client:
         assert client.cluster.security.token == "mine"
 
@@ -221,7 +221,7 @@ def test_parameters_of_the_client(cluster: LocalCluster) -> None:
     given = dict.fromkeys(CLIENT.split(), None)
     given |= {"address": cluster.scheduler_address, "security": cluster.security, "asynchronous": False}
     with Client(**given) as client:
-        assert client.submit(sum, [1, 2]).result(timeout=20) == 3
+        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
 
 
 def key_of_this_task() -> str:
@@ -229,16 +229,16 @@ def key_of_this_task() -> str:
 
 
 def test_what_they_do(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert client.submit(key_of_this_task, key="mine").result(timeout=20) == "mine"
+    assert client.submit(key_of_this_task, key="mine").result(timeout=60) == "mine"
     with pytest.raises(ValueError, match="inside a task"):
         client.run(lambda dask_worker: dask_worker.get_current_task())
     first = client.submit(int, 5, key="five")
-    assert Future("five").result(timeout=20) == 5 == Future("five", client=client).result(timeout=20)
+    assert Future("five").result(timeout=60) == 5 == Future("five", client=client).result(timeout=60)
     with pytest.raises(TimeoutError):
         client.sync(asyncio.sleep, 60, callback_timeout="50ms")
     assert client.sync(asyncio.sleep, 0, result=3) == 3
     client.get_task_stream()
-    client.submit(int, 6, key="six").result(timeout=20)
+    client.submit(int, 6, key="six").result(timeout=60)
     monkeypatch.chdir(tmp_path)
     records, plot = client.get_task_stream(start="1 minute", plot="save")
     assert {record["key"] for record in records} == {"six"} and "1 tasks" in repr(plot)
@@ -260,9 +260,9 @@ def fails_once(path: str) -> str:
 def test_retry_and_plugins_by_their_names(client: Client, tmp_path: Path) -> None:
     future = client.submit(fails_once, str(tmp_path / "was here"), pure=False)
     with pytest.raises(ValueError, match="the first time"):
-        future.result(timeout=20)
+        future.result(timeout=60)
     client.retry([future])
-    assert future.result(timeout=20) == "again" and future.executor is client is Client.current()
+    assert future.result(timeout=60) == "again" and future.executor is client is Client.current()
     plugin = Watching()
     client.register_plugin(plugin, name="mine")
     assert client.run_on_scheduler(lambda dask_scheduler: "mine" in dask_scheduler.plugins.own)

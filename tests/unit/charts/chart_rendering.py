@@ -18,7 +18,7 @@ NAMESPACE = "apart"
 
 def helm(*words: object) -> subprocess.CompletedProcess[str]:
     """Run helm; what it says on standard error goes without its remarks on links."""
-    done = subprocess.run([tools.helm(), *map(str, words)], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([tools.helm(), *map(str, words)], capture_output=True, text=True, check=False, timeout=180)
     done.stderr = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("walk.go"))
     return done
 
@@ -37,7 +37,7 @@ def _template(chart: Path, values: dict[str, Any], release: str) -> subprocess.C
         "-",
     ]
     given = yaml.safe_dump(values)
-    return subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=180)
 
 
 def render(chart: Path, values: dict[str, Any] | None = None, release: str = "rel") -> dict[tuple[str, str], Any]:

@@ -129,14 +129,14 @@ def test_from_worker_to_worker(
     owner_does: Callable[..., None], reader_does: Callable[..., None], readable: bool
 ) -> None:
     with Client(n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
-        client.wait_for_workers(2, timeout=30)
+        client.wait_for_workers(2, timeout=90)
         first, second = client.scheduler_info()["workers"]
         client.run(owner_does, workers=[first])
         client.run(reader_does, workers=[second])
         array = client.submit(numpy.arange, 3 * LENT // 8, workers=[first])
         frame = client.submit(lambda: {"a": numpy.ones(2 * LENT, "u1"), "b": "text"}, workers=[first])
         added = client.submit(lambda x, y: (x + y["a"][0], y["b"]), array, frame, workers=[second])
-        got, text = added.result(timeout=20)
+        got, text = added.result(timeout=60)
         assert text == "text" and (got == numpy.arange(3 * LENT // 8) + 1).all()
         refused = client.run(lambda dask_worker: dask_worker._data._unreadable, workers=[second])[second]
         assert refused == (set() if readable else {first})

@@ -46,7 +46,7 @@ async def plain() -> AsyncIterator[Scheduler]:
 
 
 def connecting(address: str, security: Security | None = None) -> Client:
-    return Client(address, security=security, asynchronous=True, timeout=20, set_as_default=False)
+    return Client(address, security=security, asynchronous=True, timeout=60, set_as_default=False)
 
 
 async def test_tls_on_one_side_only(encrypted: Scheduler, plain: Scheduler, ours: Security) -> None:

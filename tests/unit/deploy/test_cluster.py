@@ -22,7 +22,7 @@ def test_blocking_use():
         assert len(cluster.scheduler_info["workers"]) == len(cluster.observed) == 1
         assert cluster.dashboard_link.startswith("http://") and cluster.dashboard_link.endswith("/status")
         cluster.scale(2)
-        cluster.wait_for_workers(2, timeout=20)
+        cluster.wait_for_workers(2, timeout=60)
         with cluster.get_client() as client:
             assert client.submit(sum, [1, 2]).result() == 3
         assert "workers=2" in repr(cluster) and cluster.scheduler_address in cluster._repr_html_()
@@ -35,14 +35,14 @@ def test_workers_that_a_client_has_retired_are_replaced_when_it_scales():
         client.retire_workers(list(client.nthreads()))
         assert not cluster.plan
         cluster.scale(1)
-        cluster.wait_for_workers(1, timeout=20)
-        assert client.submit(sum, [1, 2]).result(timeout=20) == 3
+        cluster.wait_for_workers(1, timeout=60)
+        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
 
 
 async def test_asynchronous_use():
     async with LocalCluster(**SMALL, asynchronous=True) as cluster:
         await cluster.scale(2)
-        await cluster.wait_for_workers(2, timeout=20)
+        await cluster.wait_for_workers(2, timeout=60)
         async with Client(cluster, asynchronous=True) as client:
             assert await client.submit(sum, [1, 2]) == 3
         assert len(cluster.scheduler_info["workers"]) == 2
@@ -111,7 +111,7 @@ def test_adapt_follows_the_load_within_its_bounds():
         eventually(lambda: len(cluster.scheduler_info["workers"]) == 0)
         adaptive.stop()
         cluster.scale(1)
-        cluster.wait_for_workers(1, timeout=20)
+        cluster.wait_for_workers(1, timeout=60)
 
 
 async def test_adapting_recommends_and_follows():
@@ -139,7 +139,7 @@ async def test_adapting_goes_on_after_an_error_and_ends_what_it_has_begun_when_i
             await asyncio.sleep(0.05)
             await super().scale_down(workers)
 
-    async with LocalCluster(**SMALL, asynchronous=True) as cluster, asyncio.timeout(30):
+    async with LocalCluster(**SMALL, asynchronous=True) as cluster, asyncio.timeout(90):
         adaptive = cluster.adapt(0, 1, Adaptive=Mine, interval=0.02, wait_count=1)
         await begun.wait()
         adaptive.stop()

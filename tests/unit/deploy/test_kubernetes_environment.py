@@ -101,7 +101,7 @@ def install_here(tmp_path):
         told = {entry["name"]: entry["value"] for entry in init["env"]} | {"ENVIRONMENT_FOLDER": str(tmp_path / "env")}
         (tmp_path / "env").mkdir(exist_ok=True)
         done = subprocess.run(
-            [sys.executable, *init["command"][1:]], env=os.environ | told, capture_output=True, text=True, timeout=100
+            [sys.executable, *init["command"][1:]], env=os.environ | told, capture_output=True, text=True, timeout=300
         )
         return done, tmp_path / "env" / told["ENVIRONMENT_KEY"]
 
@@ -124,7 +124,7 @@ def test_it_is_installed_once_and_seen_before_what_the_image_has(install_here, t
     code = "import colour, click; print(colour.name, click.__file__)"
     path = os.environ | {"PYTHONPATH": str(target / "site")}
     seen = subprocess.run(
-        [sys.executable, "-c", code], env=path, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], env=path, capture_output=True, text=True, timeout=180, check=True
     )
     assert seen.stdout.startswith("blue ") and str(target) not in seen.stdout  # click is the image's own
     (target / "complete").unlink()  # as if it had been killed half way
@@ -219,7 +219,7 @@ def test_what_conda_needs_is_said_where_it_cannot_be_had(install_here, without_c
 
 def test_the_program_stands_alone():
     command = [sys.executable, "-I", "-S", install.__file__]  # without what is installed
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert "KeyError: 'ENVIRONMENT_FOLDER'" in done.stderr  # all its imports were there
 
 

@@ -38,7 +38,7 @@ class Site:
         return await self.get(path, method="POST", body=text, headers=headers)
 
 
-async def until(condition: Callable[[], Any], timeout: float = 20) -> None:
+async def until(condition: Callable[[], Any], timeout: float = 60) -> None:
     """Wait for `condition`, which may be a coroutine function."""
     async with asyncio.timeout(timeout):
         while True:

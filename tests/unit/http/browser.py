@@ -43,7 +43,7 @@ class Page:
     async def ask(self, method: str, **params: Any) -> dict[str, Any]:
         number = next(self._numbers)
         await self._socket.write_message(json.dumps({"id": number, "method": method, "params": params}))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while True:
                 message = await self._socket.read_message()
                 assert message is not None, "the browser is gone"
@@ -57,7 +57,7 @@ class Page:
         answer = await self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         return answer["result"].get("value")
 
-    async def until(self, expression: str, timeout: float = 30) -> Any:
+    async def until(self, expression: str, timeout: float = 90) -> Any:
         """The expression's value as soon as that is true."""
         async with asyncio.timeout(timeout):
             while True:
@@ -71,7 +71,7 @@ class Page:
 
 
 async def _port(file: Path) -> str:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while True:
             if file.exists() and "\n" in (text := file.read_text()):
                 return text.split()[0]

@@ -28,7 +28,7 @@ async def watch(site: Site) -> WebSocketClientConnection:
 
 
 async def read(viewer: WebSocketClientConnection) -> dict[str, Any]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         message = await viewer.read_message()
     assert message is not None, "closed"
     frame: dict[str, Any] = json.loads(message)
@@ -124,7 +124,7 @@ async def test_a_viewer_that_does_not_read_costs_no_memory(site, scheduler, add_
         await read(viewer)
     # Fill what the sockets take, then nothing more may be queued.
     stream = slow.ws_connection.stream
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not stream.writing():
             feed._send(slow, feed._last)
             await asyncio.sleep(0)

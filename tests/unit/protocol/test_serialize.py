@@ -83,7 +83,7 @@ def test_functions_of_main_travel_by_value() -> None:
         "def double(x): return 2 * x\n"
         "sys.stdout.buffer.write(dumps((double, Thing(3))) + b'|||' + dumps_by_value(double))"
     )
-    output = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, timeout=60).stdout
+    output = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, timeout=180).stdout
     both, alone = output.split(b"|||")
     double, thing = loads(both)
     assert double(thing.x) == 6
@@ -165,4 +165,4 @@ def test_a_package_is_whole_for_every_thread_that_unpickles() -> None:
     """Python's import locks alone fail here nearly every time."""
     command = [sys.executable, "-c", TWO_THREADS, pickle.dumps(np.arange(3), 5).hex()]
     for _ in range(3):
-        subprocess.run(command, check=True, timeout=60)
+        subprocess.run(command, check=True, timeout=180)

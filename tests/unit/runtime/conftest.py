@@ -40,7 +40,7 @@ class Command:
             self.log.append("-- end --")
             self._news.notify_all()
 
-    def says(self, text: str, timeout: float = 60) -> str:
+    def says(self, text: str, timeout: float = 180) -> str:
         """Wait for a line of the log that holds `text`."""
 
         def found() -> str | None:
@@ -55,7 +55,7 @@ class Command:
         self.process.send_signal(number)
         return self.wait()
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = 180) -> int:
         status = self.process.wait(timeout)
         self._reader.join(timeout)
         return status

@@ -29,7 +29,7 @@ class BadText(Exception):
 
 
 def still_works(client: Client) -> bool:
-    return client.submit(sum, [1, 2], pure=False).result(timeout=60) == 3
+    return client.submit(sum, [1, 2], pure=False).result(timeout=180) == 3
 
 
 def test_a_task_that_raises_shows_where(client: Client) -> None:
@@ -38,11 +38,11 @@ def test_a_task_that_raises_shows_where(client: Client) -> None:
 
     future = client.submit(divide, 0)
     with pytest.raises(ZeroDivisionError) as caught:
-        future.result(timeout=60)
+        future.result(timeout=180)
     assert caught.traceback[-1].name == "divide"
     assert future.status == "error"
     with pytest.raises(ZeroDivisionError):
-        client.submit(lambda x: x, future).result(timeout=60)
+        client.submit(lambda x: x, future).result(timeout=180)
 
 
 @pytest.mark.parametrize("how", [sys.exit, exit, lambda: (_ for _ in ()).throw(KeyboardInterrupt)], ids=range(3))
@@ -52,7 +52,7 @@ def test_a_task_that_wants_to_end_its_process_ends_nothing(client: Client, how) 
 
     before = client.run(os.getpid)
     with pytest.raises(RuntimeError, match=r"called for an end of its process: (SystemExit|KeyboardInterrupt|list)"):
-        client.submit(leave, pure=False).result(timeout=60)
+        client.submit(leave, pure=False).result(timeout=180)
     assert client.run(os.getpid) == before
 
 
@@ -67,11 +67,11 @@ def test_exceptions_that_cannot_travel_are_told_in_words(client: Client) -> None
         raise BadText
 
     with pytest.raises(RuntimeError, match="PicklesOnly: this and that"):
-        client.submit(raises, "pickles only").result(timeout=60)
+        client.submit(raises, "pickles only").result(timeout=180)
     with pytest.raises(RuntimeError, match="ValueError: holds a lock"):
-        client.submit(raises, "unpicklable").result(timeout=60)
+        client.submit(raises, "unpicklable").result(timeout=180)
     with pytest.raises(BadText):
-        client.submit(raises, "text").result(timeout=60)
+        client.submit(raises, "text").result(timeout=180)
     assert still_works(client)
 
 
@@ -80,7 +80,7 @@ def test_endless_recursion_ends(client: Client) -> None:
         return deeper(n + 1)
 
     with pytest.raises(RecursionError):
-        client.submit(deeper, 0).result(timeout=60)
+        client.submit(deeper, 0).result(timeout=180)
     assert still_works(client)
 
 
@@ -104,11 +104,13 @@ def test_functions_and_arguments_that_cannot_be_pickled_are_named_at_once(client
 def test_a_result_that_cannot_be_pickled_can_be_used_where_it_is_and_is_named_elsewhere(client: Client) -> None:
     here, there = client.scheduler_info()["workers"].values()
     future = client.submit(Unpicklable, workers=[here["name"]])
-    assert client.submit(lambda x: type(x).__name__, future, workers=[here["name"]]).result(timeout=60) == "Unpicklable"
+    assert (
+        client.submit(lambda x: type(x).__name__, future, workers=[here["name"]]).result(timeout=180) == "Unpicklable"
+    )
     with pytest.raises(TypeError, match="no bytes for this"):
-        future.result(timeout=60)
+        future.result(timeout=180)
     with pytest.raises(TypeError, match=r"the input 'Unpicklable-\w+' could not be brought here.*no bytes for this"):
-        client.submit(type, future, workers=[there["name"]], pure=False).result(timeout=60)
+        client.submit(type, future, workers=[there["name"]], pure=False).result(timeout=180)
     assert still_works(client)
 
 
@@ -117,7 +119,7 @@ def test_a_future_that_was_cancelled_is_no_argument(client: Client) -> None:
     client.cancel(future)
     late = client.submit(lambda x: x + 1, future, pure=False)
     with pytest.raises(BaseException, match="cancelled"):
-        late.result(timeout=60)
+        late.result(timeout=180)
     assert still_works(client)
 
 
@@ -132,13 +134,13 @@ def test_a_task_that_kills_its_workers_is_named_and_innocents_finish(how: str) -
 
     options = {"scheduler_kwargs": {"allowed_failures": 1}, "dashboard_address": None}
     with LocalCluster(2, threads_per_worker=1, **options) as cluster, Client(cluster) as client:
-        client.submit(lambda x: x, -1).result(timeout=60)
+        client.submit(lambda x: x, -1).result(timeout=180)
         innocents = client.map(lambda x: x + 1, range(200))
         killer = client.submit(kill, key="the-killer")
         more = client.map(lambda x: x + 2, range(200))
         with pytest.raises(KilledWorker, match=r"task 'the-killer' was running on 2 workers when they died") as caught:
-            killer.result(timeout=60)
+            killer.result(timeout=180)
         assert caught.value.task == "the-killer" and caught.value.last_worker.startswith("tcp://")
         assert client.gather(innocents + more) == [*range(1, 201), *range(2, 202)]
-        client.wait_for_workers(2, timeout=60)  # their nannies have started them anew
+        client.wait_for_workers(2, timeout=180)  # their nannies have started them anew
         assert still_works(client)

@@ -42,7 +42,7 @@ def test_bags(client: Client) -> None:
     bag = db.from_sequence(range(1000), npartitions=7)
     assert bag.map(lambda n: n % 7).frequencies().compute() == alone(bag.map(lambda n: n % 7).frequencies())
     assert sorted(bag.groupby(lambda n: n % 5).compute()) == sorted(alone(bag.groupby(lambda n: n % 5)))
-    assert client.compute(bag.sum()).result(timeout=60) == 499_500
+    assert client.compute(bag.sum()).result(timeout=180) == 499_500
 
 
 def test_delayed(client: Client) -> None:

@@ -30,7 +30,7 @@ def increment(x: int) -> int:
 
 
 def still_works(client: Client) -> bool:
-    return client.submit(sum, [1, 2], pure=False).result(timeout=60) == 3
+    return client.submit(sum, [1, 2], pure=False).result(timeout=180) == 3
 
 
 # Graphs and keys ---------------------------------------------------------------------------------------------------
@@ -70,11 +70,11 @@ def test_a_key_used_twice_is_told_and_stands_for_the_first_work(client: Client, 
         other_argument = client.submit(increment, 5, key="mine")
     with Client(cluster, set_as_default=False) as second:
         other_client = second.submit(abs, -7, key="mine")
-        found = [future.result(timeout=60) for future in (first, same, other_function, other_argument, other_client)]
+        found = [future.result(timeout=180) for future in (first, same, other_function, other_argument, other_client)]
         assert found == [2] * 5
         del other_client
     del first, same, other_function, other_argument
-    assert client.submit(abs, -9, key="mine").result(timeout=60) == 9, "nobody holds it: it is free for other work"
+    assert client.submit(abs, -9, key="mine").result(timeout=180) == 9, "nobody holds it: it is free for other work"
     futures = client.map(abs, [-1, -2], key=["one", "two"])
     assert client.gather(futures) == [1, 2]
     del futures
@@ -100,10 +100,10 @@ def peak():
 if __name__ == "__main__":
     with LocalCluster(1, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
         for end in ("\\n", ""):
-            client.submit(prints, end, pure=False).result(timeout=60)
+            client.submit(prints, end, pure=False).result(timeout=180)
         for most in (*client.run(peak).values(), *client.run(peak, nanny=True).values()):
             assert most < 250 << 20, most
-        client.submit(print, "the end", flush=True).result(timeout=60)
+        client.submit(print, "the end", flush=True).result(timeout=180)
 """
 
 
@@ -122,7 +122,7 @@ def test_a_task_that_prints_a_gigabyte_is_neither_stuck_nor_kept(tmp_path: Path)
     assert total > 1000 * MEGABYTE and tail.endswith(b"the end\n")
 
 
-@pytest.mark.timeout(550)  # what moves 4 GB twice is as quick as the machine's other work lets it be
+@pytest.mark.timeout(1200)  # what moves 4 GB twice is as quick as the machine's other work lets it be
 def test_a_result_of_more_than_four_gigabytes_moves_and_arrives_whole(client: Client) -> None:
     """Over what 32 bits count, in one piece; and from worker to worker over what the system copies at a time."""
     size, most_at_a_time = (1 << 32) + 4096, 1 << 31
@@ -140,11 +140,11 @@ def test_a_result_of_more_than_four_gigabytes_moves_and_arrives_whole(client: Cl
         pytest.skip(f"needs {4 * size >> 30} GiB of free memory, and workers that may have {2 * size >> 30}")
     here, there = client.scheduler_info()["workers"]
     future = client.submit(large, size, workers=[here], pure=False)
-    assert ends(future.result(timeout=250)) == (size, 1, 2)  # and gone again before the next copy is made
+    assert ends(future.result(timeout=600)) == (size, 1, 2)  # and gone again before the next copy is made
     del future
     size = most_at_a_time + 4096
     future = client.submit(large, size, workers=[here], pure=False)
-    assert client.submit(ends, future, workers=[there]).result(timeout=250) == (size, 1, 2)
+    assert client.submit(ends, future, workers=[there]).result(timeout=600) == (size, 1, 2)
     del future
     assert still_works(client)
 
@@ -169,7 +169,7 @@ def test_results_and_exceptions_that_cannot_be_read_here_name_what_is_missing(cl
     with pytest.raises(
         Exception, match=r"task 'fail-\w+' failed with an exception that cannot be read here: No module"
     ):
-        client.submit(fail, make).result(timeout=60)
+        client.submit(fail, make).result(timeout=180)
     future = client.submit(lambda make: make("Value")(), make)
     for read in (future.result, lambda: client.gather([future])):
         with pytest.raises(ModuleNotFoundError, match="No module named 'only_there'"):
@@ -197,7 +197,7 @@ def test_a_client_that_dies_in_the_middle_of_a_submit_takes_nothing_with_it(
     monkeypatch.setattr("daskfleet.scheduler.peers.CLIENT_GRACE", 0.1)
     scheduler = cluster.scheduler
     ours = client.map(increment, range(200), pure=False)
-    wait(ours, timeout=60)
+    wait(ours, timeout=180)
     for _ in range(2):
         command = [sys.executable, "-c", SUBMITTING, cluster.scheduler_address, cluster.security.token]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
@@ -248,7 +248,7 @@ def test_a_full_disk_under_spill_costs_memory_only(tmp_path: Path, monkeypatch: 
         if folder is None:
             client.run(limit_files, 5)
         pieces = client.map(piece, range(16))  # half of which should go to the disk, where there is no room for them
-        wait(pieces, timeout=60)
+        wait(pieces, timeout=180)
         said, stored = _spilled(client)
         assert any("cannot spill to" in line and "what is in memory stays there" in line for line in said)
         assert stored >= 160 * MEGABYTE
@@ -279,10 +279,10 @@ async def test_users_are_told_when_all_workers_are_too_full_to_go_on(monkeypatch
         worker.machine.paused = True
         worker._scheduler.send(("status", "paused"))
         future = client.submit(increment, 1)
-        assert "1 tasks wait, and all workers have paused" in await asyncio.wait_for(said.get(), 60)
+        assert "1 tasks wait, and all workers have paused" in await asyncio.wait_for(said.get(), 180)
         worker.machine.paused = False
         worker._scheduler.send(("status", "running"))
-        assert await asyncio.wait_for(future.result(), 60) == 2
+        assert await asyncio.wait_for(future.result(), 180) == 2
 
 
 # Versions ----------------------------------------------------------------------------------------------------------
@@ -316,16 +316,16 @@ async def test_a_clock_that_jumps_ends_nothing(monkeypatch: pytest.MonkeyPatch, 
         Worker(scheduler.address, nthreads=1) as worker,
         Client(scheduler.address, asynchronous=True) as client,
     ):
-        running = client.submit(time.sleep, 0.7, timeout=30)
+        running = client.submit(time.sleep, 0.7, timeout=90)
         endless = client.submit(asyncio.sleep, 600, timeout=1)
         while not scheduler.state.workers[worker.address].processing:
             await asyncio.sleep(0.01)
         monkeypatch.setattr(time, "time", lambda: real() + jump)
         await running
         with pytest.raises(TimeoutError, match="longer than its timeout of 1 s"):
-            await asyncio.wait_for(endless.result(), 60)
+            await asyncio.wait_for(endless.result(), 180)
         assert scheduler.status == "running" and worker.status == "running"
-        assert await client.submit(increment, 1, timeout=30) == 2
+        assert await client.submit(increment, 1, timeout=90) == 2
         while scheduler.idle_since is None:
             await asyncio.sleep(0.01)
         assert abs(time.time() - scheduler.idle_since) < 30, "told by the clock as it is now"
@@ -351,7 +351,7 @@ from daskfleet import Client, LocalCluster
 
 if __name__ == "__main__":
     with LocalCluster(1, threads_per_worker=1) as cluster, Client(cluster) as client:
-        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+        assert client.submit(sum, [1, 2]).result(timeout=180) == 3
         assert state() == before
         kept = [type(handler).__module__ for handler in logging.getLogger("daskfleet").handlers]
         assert set(kept) <= {"daskfleet.http.logs"}, "only what keeps the last lines for the dashboard"
@@ -361,4 +361,4 @@ if __name__ == "__main__":
 
 def test_logging_is_left_as_the_application_set_it(tmp_path: Path) -> None:
     (tmp_path / "application.py").write_text(LOGGING)
-    subprocess.run([sys.executable, str(tmp_path / "application.py")], check=True, timeout=120)
+    subprocess.run([sys.executable, str(tmp_path / "application.py")], check=True, timeout=360)

@@ -42,7 +42,7 @@ def test_an_idle_worker_gives_back_what_a_task_has_freed(client):
         numpy.ones(2 * PIECE, "u1")
         return os.getpid(), resident_memory()
 
-    pid, kept = client.submit(work, pure=False).result(timeout=60)
+    pid, kept = client.submit(work, pure=False).result(timeout=180)
     eventually(lambda: psutil.Process(pid).memory_info().rss < kept - PIECE)  # asking the worker would keep it busy
 
 
@@ -106,11 +106,11 @@ def test_a_spilled_result_larger_than_the_limit_is_read_without_a_restart(client
     """Pages of its file are the system's to take back: they are not the worker's memory."""
     deaths = client.run(os.getpid)
     large = client.submit(numpy.zeros, LIMIT + PIECE, "u1", pure=False)  # never touched: made in no memory
-    wait(large, timeout=60)
-    assert client.submit(lambda data: int(data[:: 1 << 12].sum()), large).result(timeout=60) == 0
-    value = large.result(timeout=60)
+    wait(large, timeout=180)
+    assert client.submit(lambda data: int(data[:: 1 << 12].sum()), large).result(timeout=180) == 0
+    value = large.result(timeout=180)
     assert len(value) == LIMIT + PIECE and not value[:: 1 << 12].any()
-    client.submit(time.sleep, 0.5).result(timeout=60)  # longer than it takes to be looked at
+    client.submit(time.sleep, 0.5).result(timeout=180)  # longer than it takes to be looked at
     assert client.run(os.getpid) == deaths
 
 
@@ -120,6 +120,6 @@ def test_a_task_that_returns_more_than_its_worker_may_have_is_named_and_others_g
         slow = other.map(lambda i: time.sleep(0.01) or i, range(200))
         greedy = client.submit(lambda: numpy.ones(4 * LIMIT, "u1"), key="greedy")
         with pytest.raises(KilledWorker, match=r"'greedy' was running on 4 workers .* Does it need more memory"):
-            greedy.result(timeout=60)
+            greedy.result(timeout=180)
         assert other.gather(slow) == list(range(200))
-        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+        assert client.submit(sum, [1, 2]).result(timeout=180) == 3

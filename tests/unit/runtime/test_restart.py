@@ -13,7 +13,7 @@ def test_a_client_goes_on_with_the_scheduler_in_a_killed_ones_place(command: Any
     first, address = scheduler
     worker = command("worker", address, "--nthreads", "1", "--name", "one")
     with Client(address) as client:
-        client.wait_for_workers(1, timeout=60)
+        client.wait_for_workers(1, timeout=180)
         made, failed = client.submit(bytes, 100_007), client.submit(int, "x")
         Variable("v").set(made)
         Queue("q").put(client.submit(bytes, 100_008))
@@ -21,14 +21,14 @@ def test_a_client_goes_on_with_the_scheduler_in_a_killed_ones_place(command: Any
         client.set_metadata("m", 1)
         client.publish_dataset(d=made)
         with pytest.raises(ValueError, match="invalid literal"):
-            failed.result(timeout=60)
-        made.result(timeout=60)
+            failed.result(timeout=180)
+        made.result(timeout=180)
         first.stop(signal.SIGKILL)
         command("scheduler", "--port", address.rpartition(":")[2], "--no-dashboard", "--host", "127.0.0.1")
-        assert client.submit(len, made).result(timeout=60) == 100_007
-        assert len(made.result(timeout=60)) == 100_007 and failed.status == "error"
-        assert len(Variable("v").get(timeout=60).result(timeout=60)) == 100_007
-        assert len(Queue("q").get(timeout=60).result(timeout=60)) == 100_008
+        assert client.submit(len, made).result(timeout=180) == 100_007
+        assert len(made.result(timeout=180)) == 100_007 and failed.status == "error"
+        assert len(Variable("v").get(timeout=180).result(timeout=180)) == 100_007
+        assert len(Queue("q").get(timeout=180).result(timeout=180)) == 100_008
         assert Event("e").is_set()
         assert client.get_metadata("m") == 1
         assert client.list_datasets() == ("d",)

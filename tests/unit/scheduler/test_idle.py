@@ -36,8 +36,8 @@ async def test_a_client_that_goes_on_submitting_keeps_it_open_however_short_its_
             ahead += 40
         assert scheduler.status == "running"
         ahead += 100
-        await asyncio.wait_for(scheduler.finished(), 60)
-        await asyncio.wait_for(worker.finished(), 60)
+        await asyncio.wait_for(scheduler.finished(), 180)
+        await asyncio.wait_for(worker.finished(), 180)
 
 
 @pytest.mark.parametrize("with_clients", [True, False])

@@ -25,7 +25,7 @@ def test_workers_are_told(monkeypatch):
     monkeypatch.setattr(pace, "BEATS", 1)
 
     async def settled(workers, expected):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while [worker.pace for worker in workers] != expected:
                 await asyncio.sleep(0.01)
 

@@ -112,7 +112,7 @@ async def test_a_worker_removes_what_the_dead_have_left_beside_it_and_its_own_wh
     async with (
         Scheduler(port=0, dashboard_address=None) as scheduler,
         Worker(scheduler.address, nthreads=1, local_directory=str(tmp_path)) as worker,
-        asyncio.timeout(30),
+        asyncio.timeout(90),
     ):
         assert Path(worker.local_directory).parent == tmp_path
         while dead.exists():
@@ -130,7 +130,7 @@ async def test_a_killed_workers_folder_is_its_nannys_until_that_ends(tmp_path: P
             (folder / "spilled").write_bytes(b"data")
             assert folder.parent == tmp_path and nanny.pid is not None
             os.kill(nanny.pid, signal.SIGKILL)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(90):
                 while not nanny.deaths:
                     await asyncio.sleep(0.01)
             Folder(str(tmp_path)).clean_up_after_others()

@@ -35,7 +35,7 @@ def megabytes(limit: int | None, **env: str) -> list[int]:
     """What a process has more than at its start: with 100 MB in use, with those freed, and given back."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC")}
     command = [sys.executable, "-c", SCRIPT.format(limit=limit)]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60, env=kept | env, check=True)
+    told = subprocess.run(command, capture_output=True, text=True, timeout=180, env=kept | env, check=True)
     return list(json.loads(told.stdout))
 
 
