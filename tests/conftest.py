@@ -46,7 +46,10 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
-def pytest_sessionstart() -> None:
+def pytest_sessionstart(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None and session.config.getoption("numprocesses"):
+        reporter.showfspath = False  # as xdist has it of pytest's own reporter, which instafail takes the place of
     # A shell that runs a command in the background has it ignore Ctrl-C, and so would every process of the tests.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
