@@ -63,7 +63,7 @@ class Extending(Running, Sharing):
         name = name or plugin_name(plugin)
         done = _done(await self._call("plugin_register", kind, name, dumps_by_value(plugin), idempotent))
         if getattr(plugin, "restart_workers", False):
-            await self._restart_workers([], None, True)
+            await self._restart_workers(None, None, True)
         return None if kind == "scheduler" else done
 
     def unregister_worker_plugin(self, name: str, nanny: bool | None = None) -> Any:
@@ -113,7 +113,7 @@ class Extending(Running, Sharing):
 
     async def _restart(self, timeout: float | None, wait: bool) -> Any:
         await self._call("restart")
-        outcome = await self._restart_workers([], timeout, wait)
+        outcome = await self._restart_workers(None, timeout, wait)
         late = [name for name, result in outcome.items() if result != "OK"]
         if wait and late:
             raise TimeoutError(f"{len(late)} workers have not come back: {', '.join(late)}")
@@ -147,7 +147,7 @@ class Extending(Running, Sharing):
         ValueError
             One is not there; the message says which there are. The others go on as they are.
         """
-        return self._sync(self._restart_some, worker_names(workers), seconds(timeout), raise_for_error)
+        return self._sync(self._restart_some, worker_names(workers) or [], seconds(timeout), raise_for_error)
 
     async def _restart_some(self, names: list[str], timeout: float | None, raise_for_error: bool) -> dict[str, str]:
         if not names:
@@ -158,7 +158,7 @@ class Extending(Running, Sharing):
             raise TimeoutError(f"{len(late)} workers have not come back: {', '.join(late)}")
         return outcome
 
-    async def _restart_workers(self, names: list[str], timeout: float | None, wait: bool) -> dict[str, str]:
+    async def _restart_workers(self, names: list[str] | None, timeout: float | None, wait: bool) -> dict[str, str]:
         limit = 120.0 if timeout is None else timeout
         return dict(await self._call("restart_workers", names, limit if wait else 0.0))
 

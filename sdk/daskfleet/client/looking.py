@@ -39,9 +39,7 @@ class Looking(Collections):
         dict
             What is known of each, by address.
         """
-        return self._sync(
-            self._call, "retire_workers", None if workers is None else worker_names(workers), n, close_workers
-        )
+        return self._sync(self._call, "retire_workers", worker_names(workers), n, close_workers)
 
     def scheduler_info(self, n_workers: int = -1) -> Any:
         """The scheduler's identity and its workers (so many of them), as ``/json/identity.json`` has them."""
@@ -59,9 +57,11 @@ class Looking(Collections):
 
     ncores = nthreads
 
-    async def _nthreads(self, names: list[str]) -> dict[str, int]:
+    async def _nthreads(self, names: list[str] | None) -> dict[str, int]:
         workers = (await self._call("identity"))["workers"].values()
-        chosen = [worker for worker in workers if not names or worker["address"] in names or worker["name"] in names]
+        chosen = [
+            worker for worker in workers if names is None or worker["address"] in names or worker["name"] in names
+        ]
         return {worker["address"]: worker["nthreads"] for worker in chosen}
 
     def who_has(self, futures: Any = None) -> Any:
@@ -114,7 +114,7 @@ class Looking(Collections):
         """
         return self._sync(self._replicate, futures, n, worker_names(workers), branching_factor)
 
-    async def _replicate(self, futures: Any, n: int | None, workers: list[str], branching_factor: int) -> None:
+    async def _replicate(self, futures: Any, n: int | None, workers: list[str] | None, branching_factor: int) -> None:
         own = self.futures_of(futures)
         await self._settled([future._state for future in own], None)
         await self._call("replicate", [future.key for future in own], n, workers, branching_factor)
@@ -129,7 +129,7 @@ class Looking(Collections):
         """
         return self._sync(self._rebalance, futures, worker_names(workers))
 
-    async def _rebalance(self, futures: Any, workers: list[str]) -> None:
+    async def _rebalance(self, futures: Any, workers: list[str] | None) -> None:
         keys = None
         if futures is not None:
             own = self.futures_of(futures)
@@ -151,7 +151,7 @@ class Looking(Collections):
         return self._sync(self._call_stack, chosen)
 
     async def _call_stack(self, keys: list[Any] | None) -> dict[str, dict[Any, tuple[str, ...]]]:
-        rows = await self._call("ask_workers", [], "call_stack", keys)
+        rows = await self._call("ask_workers", None, "call_stack", keys)
         return {address: {key: tuple(calls) for key, calls in stacks} for address, stacks in rows if stacks}
 
     def profile(
@@ -204,7 +204,7 @@ class Looking(Collections):
         key: str | None,
         start: float | None,
         stop: float | None,
-        workers: list[str],
+        workers: list[str] | None,
         server: bool = False,
         scheduler: bool = False,
     ) -> Any:
@@ -230,7 +230,7 @@ class Looking(Collections):
         return self._sync(self._worker_logs, n, worker_names(workers), nanny)
 
     async def _worker_logs(
-        self, n: int | None, workers: list[str], nanny: bool
+        self, n: int | None, workers: list[str] | None, nanny: bool
     ) -> dict[str, tuple[tuple[str, str], ...]]:
         rows = await self._call("ask_workers", workers, "logs", nanny)
         return {address: _levels(lines, n) for address, lines in rows if lines is not None}
@@ -285,7 +285,7 @@ class Looking(Collections):
     async def _versions(self, check: bool, packages: tuple[str, ...] = ()) -> dict[str, Any]:
         more = (packages,) if packages else ()  # what older ones do not know
         scheduler, workers = await asyncio.gather(
-            self._call("versions", *more), self._call("ask_workers", [], "versions", *more)
+            self._call("versions", *more), self._call("ask_workers", None, "versions", *more)
         )
         names = frozenset(name for _, told in workers for name in told)
         own = await asyncio.to_thread(versions, names - {"python"})

@@ -47,8 +47,8 @@ def graph_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
-def worker_names(workers: Any) -> list[str]:
-    """A list of names or addresses, from one, several or None."""
+def worker_names(workers: Any) -> list[str] | None:
+    """A list of names or addresses, from one or several; None, which is all workers, from None."""
     if workers is None:
-        return []
+        return None
     return [workers] if isinstance(workers, str) else [str(worker) for worker in workers]

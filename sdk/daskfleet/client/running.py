@@ -71,7 +71,7 @@ class Running(Core):
         return self._sync(self._run, dumps((function, args, kwargs)), worker_names(workers), wait, on_error, nanny)
 
     async def _run(
-        self, call: Serialized, workers: list[str], wait: bool, on_error: str, nanny: bool = False
+        self, call: Serialized, workers: list[str] | None, wait: bool, on_error: str, nanny: bool = False
     ) -> dict[str, Any] | None:
         rows = await self._call("run", call, workers, wait, nanny)
         if not wait:

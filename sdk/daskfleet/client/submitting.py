@@ -236,7 +236,9 @@ class Submitting(Gathering):
         arguments = (data, worker_names(workers), broadcast, hash, seconds(timeout))
         return self.sync(self._scatter, *arguments, asynchronous=asynchronous)
 
-    async def _scatter(self, data: Any, workers: list[str], broadcast: bool, hash: bool, timeout: float | None) -> Any:
+    async def _scatter(
+        self, data: Any, workers: list[str] | None, broadcast: bool, hash: bool, timeout: float | None
+    ) -> Any:
         if isinstance(data, Iterator):
             data = list(data)
         if isinstance(data, dict):
@@ -263,7 +265,7 @@ class Submitting(Gathering):
             return type(data)(futures)
         return futures[0]
 
-    async def _put(self, rows: list[tuple[int, Key, Serialized]], workers: list[str], broadcast: bool) -> None:
+    async def _put(self, rows: list[tuple[int, Key, Serialized]], workers: list[str] | None, broadcast: bool) -> None:
         """Put data where the scheduler says, and tell it what came of that."""
         named = [(cid, key) for cid, key, _ in rows]
         number, parts = await self._call("scatter_begin", named, workers, broadcast)

@@ -257,7 +257,7 @@ class LocalCluster(Sized):
         assert self.scheduler is not None
         there = {worker.name for worker in self.scheduler.state.workers.values()} & self.workers.keys()
         names = [name for name in reversed(self.workers) if name not in there][:n]
-        if there and len(names) < n:
+        if len(names) < n:
             names += [worker.name for worker in self.scheduler.workers_to_close(n - len(names), there)]
         return names
 
@@ -267,7 +267,7 @@ class LocalCluster(Sized):
         if scheduler:
             logs["Scheduler"] = Log(ring().text(self.scheduler.security.token))
         if workers:
-            rows = await self.scheduler.extensions["looking"].ask_workers(None, [], "logs")
+            rows = await self.scheduler.extensions["looking"].ask_workers(None, None, "logs")
             logs |= {address: Log("\n".join(lines)) for address, lines in rows}
         return logs
 

@@ -57,11 +57,10 @@ class LocalLink:
         return self._scheduler.adaptive_target(seconds)
 
     async def by_cost(self, names: Sequence[str]) -> list[str]:
-        return [worker.name for worker in self._scheduler.workers_to_close(len(names), names)] if names else []
+        return [worker.name for worker in self._scheduler.workers_to_close(len(names), names)]
 
     async def retire(self, names: Sequence[str]) -> None:
-        if names:
-            await self._scheduler.retire_workers(self._scheduler.select(names), close_workers=True)
+        await self._scheduler.retire_workers(self._scheduler.select(names), close_workers=True)
 
     async def shut_down(self) -> None:
         await self._scheduler.close("the cluster was closed", close_workers=True)

@@ -357,12 +357,12 @@ class Scheduler(Peers):
     # What operators and dashboards ask -----------------------------------------------------------------------------
 
     def select(self, names: Iterable[str] | None) -> list[WorkerState]:
-        """The workers with these names or addresses, or all of them for None or an empty list."""
-        wanted = set(names or ())
+        """The workers with these names or addresses, or all of them for None."""
         workers = list(self.state.workers.values())
-        return (
-            [worker for worker in workers if worker.name in wanted or worker.address in wanted] if wanted else workers
-        )
+        if names is None:
+            return workers
+        wanted = set(names)
+        return [worker for worker in workers if worker.name in wanted or worker.address in wanted]
 
     def workers_to_close(self, n: int, names: Iterable[str] | None = None) -> list[WorkerState]:
         """The `n` workers, of those named, that are cheapest to end."""

@@ -288,6 +288,12 @@ def test_run(client: Client) -> None:
     assert set(client.run(inc, 1).values()) == {2}
     first = next(iter(client.nthreads()))
     assert client.run(lambda dask_worker: dask_worker.address, workers=[first]) == {first: first}
+    assert (
+        client.run(os.getpid, workers=[]) == client.has_what([]) == client.nthreads([]) == {}
+    )  # nobody, not everybody
+    assert client.get_worker_logs(workers=[]) == client.processing([]) == {}
+    with pytest.raises(TimeoutError, match="none is running of those named"):
+        client.scatter([1], workers=[])
     assert client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.workers)) == list(client.nthreads())
     with pytest.raises(ZeroDivisionError):
         client.run(div, 1, 0)

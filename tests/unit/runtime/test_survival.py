@@ -519,7 +519,7 @@ async def test_a_client_that_is_closed_before_it_has_come_through_is_not_with_th
 
 async def test_data_that_a_client_was_about_to_bring_is_not_waited_for_when_it_is_gone():
     async with cluster() as (scheduler, _, client):
-        await client._call("scatter_begin", [(1, "mine")], [], False)
+        await client._call("scatter_begin", [(1, "mine")], None, False)
         assert "mine" in scheduler.state.keys and scheduler.state.expected
         await client.close()
         await until(lambda: not scheduler.state.keys and not scheduler.state.expected)

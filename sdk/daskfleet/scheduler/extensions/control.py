@@ -86,8 +86,7 @@ class Control:
         scheduler = self._scheduler
         if names is None and n is None:
             n = len(retirement.idle_surplus(scheduler.state.workers.values()))
-        # No names mean nobody, not everybody.
-        chosen = scheduler.select(names) if names else scheduler.workers_to_close(n or 0)
+        chosen = scheduler.workers_to_close(n or 0) if names is None else scheduler.select(names)
         return await scheduler.retire_workers(chosen, close_workers=close_workers)
 
     async def shutdown(self, client: ClientState) -> None:

@@ -110,5 +110,5 @@ class Data:
         known = self._scheduler.state.keys
         return [ts for key in keys if (ts := known.get(key)) is not None and ts.state == MEMORY and ts.holders]
 
-    def _targets(self, names: Sequence[str]) -> list[WorkerState]:
+    def _targets(self, names: Sequence[str] | None) -> list[WorkerState]:
         return [worker for worker in self._scheduler.select(names) if worker.status == RUNNING]

@@ -43,7 +43,7 @@ class Looking:
         scheduler.handle("client", "processing", self.processing)
 
     async def ask_workers(
-        self, client: ClientState | None, names: Sequence[str], method: str, *args: Any
+        self, client: ClientState | None, names: Sequence[str] | None, method: str, *args: Any
     ) -> list[tuple[str, Any]]:
         """``(address, answer)`` of each worker that gives one in time."""
 
@@ -78,7 +78,7 @@ class Looking:
             "tasks": await self.tasks(client, None),
             "events": await self._scheduler.extensions["events"].get(client, "all"),
         }
-        workers = dict(await self.ask_workers(client, [], "dump"))
+        workers = dict(await self.ask_workers(client, None, "dump"))
         state = without(frozenset(exclude), {"scheduler": scheduler, "workers": workers, "versions": versions})
         if file is None:
             return state

@@ -37,15 +37,17 @@ class Restarting:
         scheduler._flush()
         scheduler.notify("restart", scheduler)
 
-    async def restart_workers(self, client: ClientState, names: Sequence[str], timeout: float) -> list[tuple[str, str]]:
-        """Start those workers anew, all for an empty list; ``(what it was called, OK or timed out)``.
+    async def restart_workers(
+        self, client: ClientState, names: Sequence[str] | None, timeout: float
+    ) -> list[tuple[str, str]]:
+        """Start those workers anew, all for None; ``(what it was called, OK or timed out)``.
 
         With a `timeout` of 0 it does not wait and calls all of them OK. ValueError, and none is started anew, when one
         is not there.
         """
         scheduler = self._scheduler
         workers = scheduler.select(names)
-        if unknown := set(names).difference(*((worker.name, worker.address) for worker in workers)):
+        if unknown := set(names or ()).difference(*((worker.name, worker.address) for worker in workers)):
             there = sorted(worker.name for worker in scheduler.state.workers.values())
             shown = [*there[:SHOWN], f"and {len(there) - SHOWN} more"] if len(there) > SHOWN else there
             missing = ", ".join(map(repr, sorted(unknown)))
@@ -53,7 +55,9 @@ class Restarting:
         replaced = scheduler.replaced
         await asyncio.gather(*(self._tell(worker) for worker in workers))
         await scheduler.until(lambda: all(map(replaced, workers)), timeout)
-        called = {worker.name: name for name in names for worker in workers if name in (worker.name, worker.address)}
+        called = {
+            worker.name: name for name in names or () for worker in workers if name in (worker.name, worker.address)
+        }
         return [
             (called.get(worker.name, worker.address), "OK" if not timeout or replaced(worker) else "timed out")
             for worker in workers

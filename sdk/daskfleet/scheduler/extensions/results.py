@@ -67,7 +67,7 @@ class Results:
         return values
 
     async def scatter_begin(
-        self, client: ClientState, rows: Sequence[tuple[int, Key]], workers: Sequence[str], broadcast: bool
+        self, client: ClientState, rows: Sequence[tuple[int, Key]], workers: Sequence[str] | None, broadcast: bool
     ) -> tuple[int, list[tuple[str, list[tuple[int, int]]]]]:
         """Where data ought to go: each piece to one worker in turn, or to all of them with `broadcast`.
 
@@ -79,7 +79,9 @@ class Results:
         scheduler = self._scheduler
         targets = [worker for worker in scheduler.select(workers) if worker.status == RUNNING]
         if not targets:
-            raise TimeoutError("no worker to scatter to: none is running" + (" of those named" if workers else ""))
+            raise TimeoutError(
+                "no worker to scatter to: none is running" + ("" if workers is None else " of those named")
+            )
         targets.sort(key=lambda worker: worker.nbytes)
         ids = [(position, scheduler.state.expect_data(client, cid, key)) for position, (cid, key) in enumerate(rows)]
         parts = [ids if broadcast else ids[i :: len(targets)] for i in range(len(targets))]

@@ -20,9 +20,9 @@ from daskfleet.scheduler.state import WorkerState
 
 class ApiHandler(SchedulerHandler):
     def names(self) -> list[str] | None:
-        """The query's ``workers``, names or addresses; None without one, ``[""]`` (nobody's name) when empty."""
+        """The query's ``workers``, names or addresses; None without one."""
         text = self.get_query_argument("workers", None)
-        return None if text is None else [name for name in text.split(",") if name] or [""]
+        return None if text is None else [name for name in text.split(",") if name]
 
 
 class GetWorkers(ApiHandler):
@@ -83,7 +83,7 @@ class RetireWorkers(ApiHandler):
         ((field, given),) = body.items()
         if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
             raise Refused(400, f"{field} is {given!r:.100}; expected a list of texts")
-        return self.scheduler.select(given) if given else []
+        return self.scheduler.select(given)
 
 
 def _listed(workers: Iterable[WorkerState]) -> list[dict[str, str]]:
