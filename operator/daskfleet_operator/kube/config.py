@@ -158,7 +158,8 @@ async def _run_plugin(plugin: dict[str, Any]) -> dict[str, Any]:
         plugin["command"], *(plugin.get("args") or []), env=environment, stdout=asyncio.subprocess.PIPE
     )
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), timeout=60)
+        async with asyncio.timeout(60):
+            output, _ = await process.communicate()
     except TimeoutError:
         process.kill()
         raise ConfigError(f"the kubeconfig's plugin {plugin['command']!r} gave no answer within 60 s") from None

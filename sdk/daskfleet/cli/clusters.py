@@ -72,7 +72,8 @@ def _findings_for_completion(namespace: str | None) -> list[FoundCluster]:
     from daskfleet.deploy.discovery import discover
 
     async def ask() -> Findings:
-        return await asyncio.wait_for(discover(namespace=namespace), COMPLETION)
+        async with asyncio.timeout(COMPLETION):
+            return await discover(namespace=namespace)
 
     try:
         return asyncio.run(ask()).clusters

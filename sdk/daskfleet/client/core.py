@@ -339,7 +339,8 @@ class Core(Link):
         limit = seconds(callback_timeout)
 
         async def call() -> Any:
-            return await asyncio.wait_for(func(*args, **kwargs), limit)
+            async with asyncio.timeout(limit):
+                return await func(*args, **kwargs)
 
         return call() if asynchronous else self._sync(call)
 
@@ -362,7 +363,8 @@ class Core(Link):
             await self._start()
         while True:
             if self.status == "reconnecting":
-                await asyncio.wait_for(self._connected.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await self._connected.wait()
             if self._scheduler is None or self.status == "closed":
                 raise DaskfleetError("the client is closed")
             self._flush()

@@ -242,7 +242,8 @@ class Cluster:
         """
 
         async def close() -> None:
-            await asyncio.wait_for(asyncio.shield(self._close()), timeout)
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(self._close())
 
         return self.sync(close)
 

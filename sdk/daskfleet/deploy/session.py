@@ -201,7 +201,8 @@ class Session(ProcessInterface):
                 with contextlib.suppress(OSError):
                     self._pipe.stdin.write_eof()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.finished(), 10)
+                    async with asyncio.timeout(10):
+                        await self.finished()
             await self._pipe.close()
         await super().close()
 

@@ -104,7 +104,8 @@ class _Login:
     async def close(self) -> None:
         self._connection.close()
         with contextlib.suppress(OSError, TimeoutError):
-            await asyncio.wait_for(self._connection.wait_closed(), 5)
+            async with asyncio.timeout(5):
+                await self._connection.wait_closed()
 
 
 _logins: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}

@@ -86,7 +86,8 @@ class SchedulerPlugins:
         """Call `before_close` or `close` of every plugin and wait for them."""
         for name, plugin in list(self.own.items()):
             try:
-                await asyncio.wait_for(call(getattr(plugin, hook)), 10)
+                async with asyncio.timeout(10):
+                    await call(getattr(plugin, hook))
             except Exception:
                 logger.exception("%s of plugin %r failed", hook, name)
 

@@ -145,7 +145,8 @@ class Nanny:
         await self.plugins.close()
         self._signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(self._finished.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._finished.wait()
         except TimeoutError:
             logger.warning("worker %s did not stop within %g s: killing it", self.name, timeout)
             self._signal(signal.SIGKILL)
@@ -181,7 +182,8 @@ class Nanny:
                 if asyncio.get_running_loop().time() - started > STEADY:
                     wait = BACKOFF[0]
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopped.wait(), wait)
+                    async with asyncio.timeout(wait):
+                        await self._stopped.wait()
                     return
                 wait = min(2 * wait, BACKOFF[1])
         finally:

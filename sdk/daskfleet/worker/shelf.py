@@ -49,7 +49,8 @@ class Shelf:
 
     async def _release(self, connection: Connection) -> None:
         with contextlib.suppress(TimeoutError):  # others are not to wait for one that has been stopped
-            await asyncio.wait_for(connection.drain(), STUCK)
+            async with asyncio.timeout(STUCK):
+                await connection.drain()
         self._portions.release()
 
     def _portion(self, paths: Sequence[str], number: int) -> list[Any]:

@@ -52,7 +52,8 @@ async def call(command: Sequence[str], stdin: bytes | None = None, folder: Path 
     except FileNotFoundError:
         raise DaskfleetError(f"no command {command[0]} here: run this where jobs can be submitted from") from None
     try:
-        output, errors = await asyncio.wait_for(process.communicate(stdin), TIMEOUT)
+        async with asyncio.timeout(TIMEOUT):
+            output, errors = await process.communicate(stdin)
     except TimeoutError:
         process.kill()
         raise DaskfleetError(f"{command[0]} has not answered for {TIMEOUT:g} s") from None
@@ -245,7 +246,8 @@ class Queue:
         while self.jobs:
             self._soon.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._soon.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._soon.wait()
                 pause = POLL[0]
                 await asyncio.sleep(pause)
             try:

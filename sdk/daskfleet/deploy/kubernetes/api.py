@@ -327,8 +327,8 @@ class Api:
         if rest.pool_manager is None:
             rest.pool_manager = rest._create_pool_manager()
         try:
-            return await asyncio.wait_for(
-                rest.pool_manager.ws_connect(
+            async with asyncio.timeout(10):
+                return await rest.pool_manager.ws_connect(
                     "ws" + url.removeprefix("http"),
                     protocols=(protocol,),
                     headers=headers,
@@ -337,9 +337,7 @@ class Api:
                     server_hostname=rest.configuration.tls_server_name,
                     max_msg_size=0,
                     timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
-                ),
-                timeout=10,
-            )
+                )
         except aiohttp.WSServerHandshakeError as error:
             if error.status == 403:
                 await self.get(path, **params)  # refused as well, with the reason

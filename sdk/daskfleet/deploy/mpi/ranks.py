@@ -175,7 +175,8 @@ class Rank:
             raise
         starting.cancel()
         with contextlib.suppress(Exception):  # it never was a worker
-            await asyncio.wait_for(worker.close(), 5)
+            async with asyncio.timeout(5):
+                await worker.close()
         return []
 
     async def serve(self, scheduler: Scheduler | None, stop: asyncio.Event | None = None) -> None:

@@ -34,7 +34,8 @@ class Waiters:
         self._line.append(entry)
         self.wake()
         try:
-            await asyncio.wait_for(asyncio.shield(turn), timeout)
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(turn)
         except TimeoutError:
             return turn.done() and not turn.cancelled()
         finally:
