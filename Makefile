@@ -20,7 +20,7 @@ demo: $(INSTALLED) ## a cluster, the operator, kubectl apply, and a real job on 
 	@$(BIN)/python -m tests.cluster.demo
 
 test: $(INSTALLED) ## all tests
-	@$(BIN)/python -m pytest -n 3 --dist loadgroup tests/unit tests/api tests/e2e $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadgroup tests/unit tests/api tests/e2e $(ARGS)
 
 test-unit: $(INSTALLED) ## tests that need no Kubernetes
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
