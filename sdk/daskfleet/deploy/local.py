@@ -14,6 +14,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 import uuid
 from functools import partial
 from typing import Any
@@ -35,8 +36,8 @@ from daskfleet.worker.server import Worker
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for the workers to come up.
-TIMEOUT = 30.0
+#: Seconds in which another worker has to come while a cluster starts.
+TIMEOUT = 60.0
 #: Parameters of distributed's, which workers are not to be asked about.
 NOT_TAKEN = frozenset({"blocked_handlers", "services", "worker_services", "service_kwargs"}) | WITHOUT_EFFECT
 
@@ -85,6 +86,13 @@ class LocalCluster(Sized):
     workers : dict
         By name: `Worker` objects, or with `processes` a `WorkerProcess` each. In difference from distributed names are
         texts, ``"0"`` and so on; ``workers[0]`` is taken too.
+
+    Raises
+    ------
+    DaskfleetError
+        A worker cannot start; the message says why.
+    TimeoutError
+        For a minute no other worker has come.
 
     Examples
     --------
@@ -180,12 +188,23 @@ class LocalCluster(Sized):
         with contextlib.suppress(OSError, ValueError):  # nowhere to write: only `daskfleet list` misses it
             identity = self.scheduler.identity()
             await asyncio.to_thread(registry.record, self.name, identity, self.security, type(self), {})
-        async with asyncio.timeout(TIMEOUT):
-            while len(self.scheduler.state.workers) < self._n_workers:
-                if self._helper is not None and self._helper.failure:
-                    raise DaskfleetError(self._helper.failure)
-                await self.scheduler._change(0.5)
+        await self._all_there(self.scheduler)
         await self._refresh()
+
+    async def _all_there(self, scheduler: Scheduler) -> None:
+        """Wait for the first workers, as long as another comes now and then."""
+        there, due_at = 0, time.monotonic() + TIMEOUT
+        while len(scheduler.state.workers) < self._n_workers:
+            if self._helper is not None and self._helper.failure:
+                raise DaskfleetError(self._helper.failure)
+            if len(scheduler.state.workers) > there:
+                there, due_at = len(scheduler.state.workers), time.monotonic() + TIMEOUT
+            if time.monotonic() > due_at:
+                raise TimeoutError(
+                    f"{there} of {self._n_workers} workers have started, and no other for {TIMEOUT:g} s: is the "
+                    "machine busy, or has a worker's --preload or plugin to wait for something?"
+                )
+            await scheduler._change(0.5)
 
     async def _stop(self) -> None:
         if self.scheduler is not None:
@@ -377,6 +396,8 @@ class _Helper:
             async for line in answers:
                 self.failure = json.loads(line)["failed"]
                 logger.error("a worker failed to start: %s", self.failure)
+            status = await self._process.wait()
+            self.failure = self.failure or f"the process that starts the workers ended with status {status}"
         finally:
             transport.close()
 

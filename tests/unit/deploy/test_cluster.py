@@ -10,6 +10,7 @@ import pytest
 from daskfleet import Client, LocalCluster, Worker
 from daskfleet.deploy.adaptive import Adaptive, clamp
 from daskfleet.deploy.cluster import Log, Logs
+from daskfleet.exceptions import DaskfleetError
 
 from tests.eventual import eventually
 
@@ -62,6 +63,15 @@ async def test_awaiting_starts_once():
 def test_with_needs_async_with_when_asynchronous():
     with pytest.raises(TypeError, match="async with"), LocalCluster(**SMALL, asynchronous=True):
         pass
+
+
+def test_a_cluster_that_does_not_start_says_why(monkeypatch):
+    with monkeypatch.context() as without_python, pytest.raises(DaskfleetError, match="workers ended with status 1"):
+        without_python.setattr("daskfleet.deploy.local.sys.executable", "/bin/false")
+        LocalCluster(**SMALL | {"processes": True})
+    monkeypatch.setattr("daskfleet.deploy.local.TIMEOUT", 0.0)
+    with pytest.raises(TimeoutError, match="0 of 1 workers have started, and no other for 0 s: is"):
+        LocalCluster(**SMALL | {"processes": True})
 
 
 def test_workers_that_do_not_come_end_the_wait_with_numbers():
