@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -116,8 +116,8 @@ class Running(Core):
             for what, by_worker in found.items()
         }
 
-    async def _on_workers(self, function: Any, *args: Any, workers: Sequence[str] = ()) -> dict[str, Any]:
-        found = await self._run(dumps((function, args, {})), list(workers), True, "raise")
+    async def _on_workers(self, function: Any, *args: Any, workers: list[str] | None = None) -> dict[str, Any]:
+        found = await self._run(dumps((function, args, {})), workers, True, "raise")
         assert found is not None  # it has waited
         return found
 
