@@ -36,8 +36,8 @@ from daskfleet.deploy.kubernetes.view import Object, View
 
 TOKEN_VARIABLE = "DASKFLEET_TOKEN"
 TLS_VARIABLE = "DASK_DISTRIBUTED__COMM__TLS__"
-# An operator takes notice within milliseconds; one that is just being restarted, or is electing a leader, within this.
-OPERATOR_PATIENCE = 15.0
+# An operator takes notice within milliseconds; one that restarts, or whose leader died (15 s of lease), within this.
+OPERATOR_PATIENCE = 30.0
 LOG_LINES = 10
 # Seconds for the scheduler to answer at its Service's outside address before a port is forwarded instead.
 PUBLIC_PATIENCE = 3.0
