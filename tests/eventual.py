@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 def eventually(what: Callable[[], object], timeout: float = 180.0, seen: Callable[[], object] = str) -> None:
     """Return as soon as ``what()`` is true; the failure tells what is `seen` instead."""
-    deadline = time.monotonic() + timeout
+    begun = time.monotonic()
     while not what():
-        assert time.monotonic() < deadline, f"still not so after {timeout:g} s; {seen()}"
-        time.sleep(0.01)
+        passed = time.monotonic() - begun
+        assert passed < timeout, f"still not so after {timeout:g} s; {seen()}"
+        time.sleep(min(max(0.01, passed / 20), 1))  # each look is work for those who are waited for
 
 
 async def until(condition: Callable[[], object]) -> None:

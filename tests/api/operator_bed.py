@@ -25,9 +25,9 @@ T = TypeVar("T")
 MANIFESTS = Path(__file__).parent / "manifests"
 
 
-def eventually(look: Callable[[], T], what: str, seconds: float = 90) -> T:
+def eventually(look: Callable[[], T], what: str, seconds: float = 180) -> T:
     """What `look` returns once it is true; a failure that says what was waited for and what was seen last."""
-    end = time.monotonic() + seconds
+    begun = time.monotonic()
     while True:
         try:
             seen: Any = look()
@@ -38,9 +38,10 @@ def eventually(look: Callable[[], T], what: str, seconds: float = 90) -> T:
             last = seen
         if seen:
             return seen
-        if time.monotonic() > end:
+        passed = time.monotonic() - begun
+        if passed > seconds:
             raise AssertionError(f"not within {seconds:.0f} s: {what}; seen last: {last}")
-        time.sleep(0.05)
+        time.sleep(min(max(0.05, passed / 20), 1))  # each look is work for those who are waited for
 
 
 class Namespace:
@@ -119,7 +120,7 @@ class OperatorProcess:
         except OSError as error:
             return 0, str(error)
 
-    def wait_for(self, word: str, seconds: float = 90) -> None:
+    def wait_for(self, word: str, seconds: float = 180) -> None:
         """Until /readyz says `word`: "leading" or "standing by"."""
 
         def ready() -> bool:

@@ -449,7 +449,7 @@ def test_killed_in_the_middle_of_a_scale_down_the_next_one_finishes_it(
 
 def test_standby_takes_over_when_the_leader_dies(kubernetes_api: Any, namespace: str) -> None:
     lab = Namespace(kubernetes_api, namespace)
-    options = ("--namespace", namespace, "--leader-elect", "--lease-namespace", namespace, "--lease-seconds", "10")
+    options = ("--namespace", namespace, "--leader-elect", "--lease-namespace", namespace, "--lease-seconds", "30")
     with (
         operator(kubernetes_api.kubeconfig, *options) as first,
         operator(kubernetes_api.kubeconfig, *options, ready="standing by") as second,

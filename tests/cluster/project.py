@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,21 @@ def start_operator(cluster: Cluster) -> None:
     with step("starting the operator in the cluster"):
         cluster.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(documents))
         try:
-            cluster.kubectl("-n", NAMESPACE, "rollout", "status", "deployment", "--timeout=90s")
+            cluster.kubectl("-n", NAMESPACE, "rollout", "status", "deployment", "--timeout=240s")
         except ClusterError as error:
-            pods = cluster.kubectl("-n", NAMESPACE, "get", "pods", "-o", "wide")
-            log = cluster.kubectl("-n", NAMESPACE, "logs", "--tail=20", "--ignore-errors", "--all-pods", "deployments")
-            raise ClusterError(f"the operator did not start: {error}\n{pods}\n{log}") from error
+            raise ClusterError(f"the operator did not start: {error}\n{operator_story(cluster)}") from error
+
+
+def operator_story(cluster: Cluster, lines: int = 20) -> str:
+    """The operator's pods, why they were restarted if they were, and the ends of their logs."""
+    ended = "{range .items[*].status.containerStatuses[*].lastState.terminated}{.reason} {.exitCode} {.finishedAt}{end}"
+    logs = ["logs", f"--tail={lines}", "--ignore-errors", "--selector=app.kubernetes.io/name=daskfleet-operator"]
+    asked = (["get", "pods", "-o", "wide"], ["get", "pods", "-o", f"jsonpath={ended}"], [*logs, "--previous"], logs)
+    told = []
+    for words in asked:
+        with suppress(ClusterError):
+            told.append(cluster.kubectl("-n", NAMESPACE, *words))
+    return "\n".join(told)
 
 
 def operator_runs(cluster: Cluster) -> bool:

@@ -69,7 +69,7 @@ class Jupyter:
     @classmethod
     @contextlib.asynccontextmanager
     async def at(cls, url: str, token: str) -> AsyncIterator[Jupyter]:
-        async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=60)) as session:
+        async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=240)) as session:
             yield cls(session, token)
 
     async def ask(self, method: str, path: str, body: Any = None) -> Any:

@@ -145,7 +145,7 @@ async def test_dask_labextensions_panel_makes_scales_adapts_and_ends_clusters(
 STARTING = """
 from daskfleet import KubeCluster
 try:
-    KubeCluster(name="c", image="nosuch/image:1", resource_timeout=8)
+    KubeCluster(name="c", image="nosuch/image:1", resource_timeout=20)
 except Exception as error:
     print(error)
 """

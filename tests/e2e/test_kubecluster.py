@@ -238,7 +238,7 @@ def test_the_dashboard_is_forwarded_until_ctrl_c_and_logs_are_followed_to_the_cl
     with KubeCluster(name="c", namespace=namespace) as cluster:
         forwarding, following = start("dashboard", f"{namespace}/c"), start("logs", f"{namespace}/c", "--follow")
         link = forwarding.stdout.readline().strip()
-        with urllib.request.urlopen(link, timeout=10) as page:
+        with urllib.request.urlopen(link, timeout=60) as page:
             assert page.status == 200
         forwarding.send_signal(signal.SIGINT)
         assert forwarding.communicate(timeout=90) == ("", "Forwarding until Ctrl-C.\n")

@@ -91,7 +91,7 @@ def test_it_is_each_pods_own_by_default_and_why_it_fails_is_told(requirements, n
         requirements.write_text(requirements.read_text() + "no-such-package\n")
         cluster.add_worker_group("bad", custom_spec=make_worker_spec(n_workers=1, environment=requirements))
         with pytest.raises((StartFailed, TimeoutError), match=r"its initContainer environment ended.*no-such-package"):
-            cluster.wait_for_workers(2, timeout=10)
+            cluster.wait_for_workers(2, timeout=40)
 
 
 def test_an_image_without_conda_gets_a_conda_environment_from_a_channel(host, namespace, operator_in_cluster, tmp_path):

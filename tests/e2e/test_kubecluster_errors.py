@@ -177,13 +177,13 @@ class TestWithAnOperator:
 
     def test_an_image_that_cannot_be_pulled_is_named(self, namespace, clusters):
         with pytest.raises(StartFailed, match="'nosuch/image:1' cannot be pulled"):  # at once where there is a registry
-            KubeCluster(name="c", namespace=namespace, image="nosuch/image:1", resource_timeout=6)
+            KubeCluster(name="c", namespace=namespace, image="nosuch/image:1", resource_timeout=20)
         assert clusters() == []
 
     def test_a_pod_that_fits_nowhere_is_told_in_the_schedulers_words(self, namespace):
-        with pytest.raises(StartTimeout, match=r"within 5 s: pod c-scheduler-\S+ is Unschedulable: .*Insufficient cpu"):
+        with pytest.raises(StartTimeout, match=r"within 20 s: pod c-scheduler-\S+ is Unschedulable: .*Insufficient cpu"):
             resources = {"requests": {"cpu": "900"}}
-            KubeCluster(name="c", namespace=namespace, resources=resources, resource_timeout=5)
+            KubeCluster(name="c", namespace=namespace, resources=resources, resource_timeout=20)
 
     def test_a_quantity_that_is_none_is_certain(self, namespace):
         with pytest.raises(StartFailed, match="quantities must match") as caught:
@@ -201,7 +201,7 @@ class TestWithAnOperator:
         spec = make_cluster_spec("c")
         spec["spec"]["scheduler"]["spec"]["containers"][0]["args"] = ["sh", "-c", "echo my last words; exit 3"]
         with pytest.raises(StartFailed, match=r"(?s)exit code 3.*my last words"):
-            KubeCluster(custom_cluster_spec=spec, namespace=namespace, resource_timeout=6)
+            KubeCluster(custom_cluster_spec=spec, namespace=namespace, resource_timeout=20)
 
     def test_no_token_is_in_any_message_or_repr(self, namespace, kubernetes_api):
         with KubeCluster(name="c", namespace=namespace) as cluster:

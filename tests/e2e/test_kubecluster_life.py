@@ -57,7 +57,7 @@ def test_results_outlive_a_killed_notebook_and_what_nobody_comes_back_to_ends(na
 def test_a_terminal_shows_pods_their_phases_and_reasons(namespace):
     script = f"""
 from daskfleet import KubeCluster
-KubeCluster(name="c", namespace={namespace!r}, image="nosuch/image:1", resource_timeout=7)
+KubeCluster(name="c", namespace={namespace!r}, image="nosuch/image:1", resource_timeout=20)
 """
     main, side = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
