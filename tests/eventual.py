@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import Callable
+from typing import Any
 
 
 def eventually(what: Callable[[], object], timeout: float = 180.0, seen: Callable[[], object] = str) -> None:
@@ -16,8 +18,11 @@ def eventually(what: Callable[[], object], timeout: float = 180.0, seen: Callabl
         time.sleep(min(max(0.01, passed / 20), 1))  # each look is work for those who are waited for
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Return as soon as ``condition()`` is true; for coroutines."""
+async def until(condition: Callable[[], Any]) -> None:
+    """Return as soon as ``condition()``, which may be awaitable, is true; for coroutines."""
     async with asyncio.timeout(120):
-        while not condition():
-            await asyncio.sleep(0.02)
+        while True:
+            value = condition()
+            if await value if inspect.isawaitable(value) else value:
+                return
+            await asyncio.sleep(0.01)

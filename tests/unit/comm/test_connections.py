@@ -124,10 +124,10 @@ async def test_tokens_that_differ(way: str, serve: Any, theirs: str | None, ours
 async def test_another_protocol_on_our_port_is_dropped_with_one_line(
     serve: Any, said: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "HANDSHAKE_TIMEOUT", 0.3)  # what is too short to tell is dropped when the time is up
     _, address = await serve(token="t")
     target = parse_address(address)
-    with caplog.at_level(logging.DEBUG, logger="daskfleet"):
+    with caplog.at_level(logging.DEBUG, logger="daskfleet"), monkeypatch.context() as patch:
+        patch.setattr(opening, "HANDSHAKE_TIMEOUT", 0.3)  # what is too short to tell is dropped when the time is up
         reader, writer = await asyncio.open_connection(target.host, target.port)
         writer.write(said)
         assert await asyncio.wait_for(reader.read(), 90) == b""

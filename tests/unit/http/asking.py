@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +33,3 @@ class Site:
         }
         text = body if isinstance(body, str) else json.dumps(body)
         return await self.get(path, method="POST", body=text, headers=headers)
-
-
-async def until(condition: Callable[[], Any], timeout: float = 60) -> None:
-    """Wait for `condition`, which may be a coroutine function."""
-    async with asyncio.timeout(timeout):
-        while True:
-            value = condition()
-            if await value if inspect.isawaitable(value) else value:
-                return
-            await asyncio.sleep(0.01)

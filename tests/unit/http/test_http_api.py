@@ -6,8 +6,10 @@ import json
 
 import dask
 import pytest
-from asking import Site, until
+from asking import Site
 from daskfleet import Client, Scheduler, Worker, get_client
+
+from tests.eventual import until
 
 
 async def test_get_workers(site, add_worker):

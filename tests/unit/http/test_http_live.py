@@ -9,10 +9,12 @@ import re
 from typing import Any
 
 import pytest
-from asking import Site, until
+from asking import Site
 from browser import executable, open_page
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
+
+from tests.eventual import until
 
 EVIL = "<script>document.title='taken over'</script><img src=x onerror=\"document.title='taken over'\">"
 

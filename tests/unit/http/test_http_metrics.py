@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
-from asking import Site, until
+from asking import Site
 from daskfleet.http.prometheus import Exposition
 from daskfleet.scheduler.http.metrics import PREFIXES
+
+from tests.eventual import until
 
 LINE = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)*)\})? (\S+)')
 

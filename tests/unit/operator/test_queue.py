@@ -9,11 +9,7 @@ import pytest
 from daskfleet_operator.kube import queue as queue_module
 from daskfleet_operator.kube.queue import WorkQueue
 
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0)
+from tests.eventual import until
 
 
 def make(work: Callable[[str], Awaitable[float | None]], concurrency: int = 2) -> WorkQueue[str]:

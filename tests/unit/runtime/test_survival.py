@@ -29,6 +29,8 @@ from daskfleet.client import link
 from daskfleet.exceptions import DaskfleetError
 from daskfleet.scheduler import peers
 
+from tests.eventual import until
+
 
 @contextlib.asynccontextmanager
 async def cluster(n_workers=2):
@@ -49,12 +51,6 @@ async def restarted(scheduler):
     port = int(scheduler.address.rpartition(":")[2])
     await scheduler.close()
     return await Scheduler(host="127.0.0.1", port=port, dashboard_address=None)
-
-
-async def until(condition):
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def cut(client):
