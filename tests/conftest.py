@@ -9,9 +9,10 @@ node from source each has a node of its own; a Kubernetes that we did not make i
 The second group takes as long as the first because it ends with some that want the operator after all.
 The other tests are for whichever process is free, so they run while the node and the images are built.
 
-A machine on which Python starts in three times its usual time runs two processes and one node: a second one, though
-idle, would take half of it, and what is waited for would not come in time. With ``DASKFLEET_TESTS_END`` (seconds since
-the epoch) no test begins later than that; those not run are skipped, and the summary says how many.
+A machine on which Python starts in three times its usual time runs two processes: pytest-xdist gives out the largest
+groups first, so the other tests, which compute most, come when those on Kubernetes are done. With
+``DASKFLEET_TESTS_END`` (seconds since the epoch) no test begins later than that; those not run are skipped, and the
+summary says how many.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ REQUIRED = os.environ.get("DASKFLEET_REQUIRE_KUBERNETES") == "1"
 GROUP_WITH_OPERATOR, GROUP_WITHOUT = "operator", "kubernetes"
 END = float(os.environ.get("DASKFLEET_TESTS_END", "inf"))
 SLOW = 0.2
-"""Seconds for Python to start that are too many for a second node."""
+"""Seconds for Python to start that are too many for a third process."""
 AT_THE_END = ("test_kubecluster_dask", "test_operator_dask_kubernetes")
 """Modules on upstream's engine, which want the operator, and are the last of the group without it."""
 
@@ -95,7 +96,7 @@ def _group(item: pytest.Item) -> str | None:
 
 def _nodes_of_ones_own() -> bool:
     """Whether each of the two groups runs in a process of its own, on a node of its own."""
-    if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) < 3:
+    if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) < 2:
         return False
     try:
         return isinstance(find(), SourceNode)
@@ -104,7 +105,7 @@ def _nodes_of_ones_own() -> bool:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
     """Provide what the session's later fixtures hand out, before the time limit of the first test begins."""
     if time.time() > END:
         item.add_marker(pytest.mark.skip("not run: the time for this run was up"))
@@ -120,7 +121,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
                 group = [_fixtures(other) for other in item.session.items if _group(other) == _group(item)]
                 stash[SECOND] = _group(item) == GROUP_WITHOUT
                 stash[CLUSTER] = _cluster(stash[SECOND], frozenset().union(*group))
-    return (yield)
+    result = yield
+    if stash.get(SECOND, False) and _group(item) == GROUP_WITHOUT and not (nextitem and _group(nextitem)):
+        _take_down(stash[CLUSTER])  # before the end of the session, which tests without Kubernetes may go on for
+    return result
 
 
 @pytest.hookimpl(wrapper=True)
@@ -187,6 +191,11 @@ def kubernetes_api(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     if left:
         project.start_operator(cluster)
     if request.config.stash[SECOND]:
+        _take_down(cluster)
+
+
+def _take_down(cluster: Cluster | str) -> None:
+    if isinstance(cluster, Cluster):
         with cluster.lock():
             cluster.down()
 
@@ -204,11 +213,12 @@ def notebook_image(cluster_with_images: Cluster) -> str:
 
 
 @pytest.fixture(scope="session")
-def operator_in_cluster(cluster_with_images: Cluster) -> Iterator[Cluster]:
+def operator_in_cluster(request: pytest.FixtureRequest, cluster_with_images: Cluster) -> Iterator[Cluster]:
     """The same cluster, with the operator running in it from its own image."""
     project.start_operator(cluster_with_images)
     yield cluster_with_images
-    project.remove_operator(cluster_with_images)
+    if not request.config.stash[SECOND]:
+        project.remove_operator(cluster_with_images)
 
 
 @pytest.fixture
