@@ -234,11 +234,14 @@ def module_namespace(kubernetes_api: Cluster) -> Iterator[str]:
 
 def _namespace(cluster: Cluster) -> Iterator[str]:
     name = f"test-{secrets.token_hex(4)}"
-    cluster.kubectl("create", "namespace", name)
+    api = reader(cluster.kubeconfig)
+    status, said = api.ask("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    assert status == 201, said
     # Pods are refused until the controllers have made the namespace's account.
     account, end = path_of(name, "serviceaccount") + "/default", time.monotonic() + 120
-    while reader(cluster.kubeconfig).get(account)[0] != 200:
+    while api.get(account)[0] != 200:
         assert time.monotonic() < end, f"no service account in the new namespace {name}"
         time.sleep(0.02)
     yield name
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    status, said = api.ask("DELETE", f"/api/v1/namespaces/{name}")
+    assert status in (200, 202, 404), said

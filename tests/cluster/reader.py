@@ -1,8 +1,8 @@
-"""Reading the API without a process for each look.
+"""Asking the API without a process for each question.
 
-Tests look again and again until something has come about, and each kubectl costs a tenth of a second of one core and
-asks the API server what there is before it asks for anything. One ``kubectl proxy`` has the credentials instead,
-whatever kind they are of, and listens on a Unix socket that is ours alone.
+Tests look again and again until something has come about, and each has a namespace made. A kubectl costs a tenth of a
+second of one core, and asks the API server what there is before it asks for anything. One ``kubectl proxy`` has the
+credentials instead, whatever kind they are of, and listens on a Unix socket that is ours alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GROUPS = {
 
 
 class Reader:
-    """GET as JSON with the credentials of a kubeconfig."""
+    """The API as JSON, with the credentials of a kubeconfig."""
 
     def __init__(self, kubeconfig: Path) -> None:
         self._folder = tempfile.mkdtemp(prefix="daskfleet-reader-")
@@ -42,7 +42,7 @@ class Reader:
         # It must not outlive a test run that is killed.
         self._process = subprocess.Popen(["setpriv", "--pdeathsig=TERM", *command], stdout=subprocess.DEVNULL)
         atexit.register(self._close)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while not Path(self._socket).exists():
             if self._process.poll() is not None or time.monotonic() > end:
                 raise ClusterError(f"no kubectl proxy: exit status {self._process.poll()}")
@@ -50,12 +50,17 @@ class Reader:
 
     def get(self, path: str) -> tuple[int, Any]:
         """The status, and the object, list or Status that is answered."""
-        connection = http.client.HTTPConnection("localhost", timeout=30)
+        return self.ask("GET", path)
+
+    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """The same for any method."""
+        connection = http.client.HTTPConnection("localhost", timeout=120)
         connection.sock = socket.socket(socket.AF_UNIX)
         try:
-            connection.sock.settimeout(30)
+            connection.sock.settimeout(120)
             connection.sock.connect(self._socket)
-            connection.request("GET", path)
+            given = None if body is None else json.dumps(body)
+            connection.request(method, path, given, {"Content-Type": "application/json"} if given else {})
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())
         finally:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import dask
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "api"))  # for operator_bed
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,8 +22,6 @@ from daskfleet import KubeCluster
 from daskfleet.cli.clusters import main as daskfleet_main
 from daskfleet.deploy.discovery import list_clusters
 from helm_bed import CHARTS, Helm, Jupyter, left_in, port_forward
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from operator_bed import Json, Namespace, eventually
 
 CHART = str(CHARTS / "daskfleet")

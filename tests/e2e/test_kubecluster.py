@@ -18,6 +18,7 @@ from daskfleet import KubeCluster
 from daskfleet.cli.clusters import main as daskfleet_command
 from daskfleet.deploy.kubernetes import ClusterNotFound, make_cluster_spec, make_worker_spec
 from daskfleet.deploy.kubernetes.spec import make_worker_group_spec
+from operator_bed import Namespace
 
 from tests.eventual import eventually
 
@@ -29,11 +30,7 @@ pytestmark = pytest.mark.usefixtures("operator_in_cluster")
 @pytest.fixture
 def get(kubernetes_api, namespace):
     """Objects of a kind in the namespace, as JSON."""
-
-    def get(kind, *options):
-        return json.loads(kubernetes_api.kubectl("-n", namespace, "get", kind, "-o", "json", *options))["items"]
-
-    return get
+    return Namespace(kubernetes_api, namespace).items
 
 
 def test_work_on_a_cluster_that_grows_and_shrinks(namespace, get):
@@ -44,7 +41,7 @@ def test_work_on_a_cluster_that_grows_and_shrinks(namespace, get):
         assert len(cluster.plan) == 4
         cluster.wait_for_workers(4, timeout=180)
         kept = client.scatter([[i] for i in range(20)])  # nothing could compute these again
-        pods = {pod["metadata"]["name"] for pod in get("pods", "-l", "dask.org/component=worker")}
+        pods = {pod["metadata"]["name"] for pod in get("pods", "dask.org/component=worker")}
         assert len(pods) == 4
         eventually(lambda: cluster.observed == cluster.requested == pods)
         cluster.scale(1)

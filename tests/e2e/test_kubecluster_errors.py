@@ -24,6 +24,7 @@ from daskfleet.deploy.kubernetes import (
     link,
     make_cluster_spec,
 )
+from operator_bed import Namespace
 
 from tests.cluster import project
 
@@ -33,8 +34,7 @@ def clusters(kubernetes_api, namespace):
     """Names of the clusters that exist in the namespace now."""
 
     def names():
-        listing = json.loads(kubernetes_api.kubectl("-n", namespace, "get", "daskclusters", "-o", "json"))
-        return [item["metadata"]["name"] for item in listing["items"]]
+        return [item["metadata"]["name"] for item in Namespace(kubernetes_api, namespace).items("daskclusters")]
 
     return names
 

@@ -1,6 +1,5 @@
 """Clusters whose session ends before they do, and what people see while one starts."""
 
-import json
 import os
 import pty
 import re
@@ -10,6 +9,7 @@ import sys
 
 import pytest
 from daskfleet import KubeCluster
+from operator_bed import Namespace
 
 from tests.eventual import eventually
 
@@ -34,8 +34,7 @@ KubeCluster(name="half", namespace={namespace!r})
 
 def test_results_outlive_a_killed_notebook_and_what_nobody_comes_back_to_ends(namespace, kubernetes_api):
     def clusters():
-        listing = json.loads(kubernetes_api.kubectl("-n", namespace, "get", "daskclusters", "-o", "json"))
-        return {item["metadata"]["name"] for item in listing["items"]}
+        return {item["metadata"]["name"] for item in Namespace(kubernetes_api, namespace).items("daskclusters")}
 
     def start(script):
         return subprocess.Popen([sys.executable, "-c", script.format(namespace=namespace)], stdout=subprocess.PIPE)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import upstream_bed as bed
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from operator_bed import Namespace
 
 from tests.benchmarks.kubernetes.peer.install import VERSION

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 from daskfleet import KubeCluster
 from daskfleet.deploy.kubernetes.spec import DEFAULT_IMAGE
 from daskfleet_operator import certificates
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from operator_bed import Json, Namespace, eventually
 
 METRIC = "dask_scheduler_desired_workers"

@@ -12,8 +12,6 @@ import pytest
 import yaml
 from daskfleet import KubeCluster
 from daskfleet.deploy.kubernetes import spec
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from operator_bed import Json, Namespace, eventually
 
 SAMPLES = Path(__file__).parents[2] / "crds" / "samples"

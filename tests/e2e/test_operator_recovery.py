@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import functools
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from daskfleet import KubeCluster
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from operator_bed import Namespace, eventually, operator
 
 RESOURCES = {"requests": {"cpu": "50m", "memory": "128Mi"}}

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import ssl
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from daskfleet import Client, KubeCluster, Security
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from operator_bed import Namespace, eventually
 
 AUTHORITY = "DASK_DISTRIBUTED__COMM__TLS__CA_FILE"

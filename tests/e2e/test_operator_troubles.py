@@ -9,13 +9,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 from daskfleet.deploy.kubernetes.spec import DEFAULT_IMAGE
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from operator_bed import Json, Namespace, cluster_manifest, eventually
 
 REQUESTS = {"requests": {"cpu": "10m", "memory": "16Mi"}}
