@@ -9,7 +9,12 @@ import pytest
 from daskfleet_operator.kube import queue as queue_module
 from daskfleet_operator.kube.queue import WorkQueue
 
-from tests.eventual import until
+
+async def until(condition: Callable[[], bool]) -> None:
+    """At the first turn of the loop at which it is so: what is waited for may be over at the next look of another."""
+    async with asyncio.timeout(120):
+        while not condition():
+            await asyncio.sleep(0)
 
 
 def make(work: Callable[[str], Awaitable[float | None]], concurrency: int = 2) -> WorkQueue[str]:
