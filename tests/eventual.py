@@ -15,7 +15,12 @@ def eventually(what: Callable[[], object], timeout: float = 180.0, seen: Callabl
     while not what():
         passed = time.monotonic() - begun
         assert passed < timeout, f"still not so after {timeout:g} s; {seen()}"
-        time.sleep(min(max(0.01, passed / 20), 1))  # each look is work for those who are waited for
+        rest(passed)
+
+
+def rest(passed: float, least: float = 0.01) -> None:
+    """Sleep between two looks, the longer the more seconds have `passed`: each is work for those who are waited for."""
+    time.sleep(min(max(least, passed / 20), 1))
 
 
 async def until(condition: Callable[[], Any]) -> None:

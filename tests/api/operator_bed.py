@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.cluster.reader import path_of, reader
+from tests.eventual import rest
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def eventually(look: Callable[[], T], what: str, seconds: float = 180) -> T:
         passed = time.monotonic() - begun
         if passed > seconds:
             raise AssertionError(f"not within {seconds:.0f} s: {what}; seen last: {last}")
-        time.sleep(min(max(0.05, passed / 20), 1))  # each look is work for those who are waited for
+        rest(passed, least=0.05)
 
 
 class Namespace:

@@ -54,7 +54,7 @@ class Reader:
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """The same for any method."""
-        connection = http.client.HTTPConnection("localhost", timeout=120)
+        connection = http.client.HTTPConnection("localhost")
         connection.sock = socket.socket(socket.AF_UNIX)
         try:
             connection.sock.settimeout(120)

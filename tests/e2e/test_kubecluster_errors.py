@@ -181,7 +181,8 @@ class TestWithAnOperator:
         assert clusters() == []
 
     def test_a_pod_that_fits_nowhere_is_told_in_the_schedulers_words(self, namespace):
-        with pytest.raises(StartTimeout, match=r"within 20 s: pod c-sche\S+ is Unschedulable: .*Insufficient cpu"):
+        said = r"within 20 s: pod c-scheduler-\S+ is Unschedulable: .*Insufficient cpu"
+        with pytest.raises(StartTimeout, match=said):
             resources = {"requests": {"cpu": "900"}}
             KubeCluster(name="c", namespace=namespace, resources=resources, resource_timeout=20)
 
