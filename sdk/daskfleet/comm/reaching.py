@@ -53,12 +53,13 @@ async def reach(
     Raises
     ------
     TimeoutError
-        There was none in time; the message says why the last attempt failed.
+        There was none in time; the message says why the last attempt failed that `timeout` did not cut short.
     ProtocolError, AuthenticationError, ConnectionError, ssl.SSLCertVerificationError
         Something is there that does not want us, which waiting does not mend.
     """
     started = time.monotonic()
     said, patience, pause = False, FIRST_PATIENCE if early else None, RETRY
+    why: OSError | None = None
     while True:
         address = where()
         left = ATTEMPT if timeout is None else started + timeout - time.monotonic()
@@ -71,9 +72,11 @@ async def reach(
             if isinstance(error, (ProtocolError, ssl.SSLCertVerificationError)) or (hung_up and not early):
                 raise
             waited = time.monotonic() - started
+            if why is None or left > ATTEMPT or not isinstance(error, TimeoutError):
+                why = error
             if timeout is not None and waited > timeout:
                 raise TimeoutError(
-                    f"no scheduler at {address} within {timeout:g} s ({error}): is it running, and reachable from here?"
+                    f"no scheduler at {address} within {timeout:g} s ({why}): is it running, and reachable from here?"
                 ) from None
             if not said and (early or waited > PROGRESS):
                 logger.log(
