@@ -6,16 +6,19 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
-def eventually(what: Callable[[], object], timeout: float = 180.0, seen: Callable[[], object] = str) -> None:
-    """Return as soon as ``what()`` is true; the failure tells what is `seen` instead."""
+def eventually(what: Callable[[], T], timeout: float = 180.0, seen: Callable[[], object] = str) -> T:
+    """``what()`` as soon as it is true; the failure tells what is `seen` instead."""
     begun = time.monotonic()
-    while not what():
+    while not (value := what()):
         passed = time.monotonic() - begun
         assert passed < timeout, f"still not so after {timeout:g} s; {seen()}"
         rest(passed)
+    return value
 
 
 def rest(passed: float, least: float = 0.01) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tests.cluster import Cluster, images
 from tests.cluster.machine import KERNEL_SETTINGS
 from tests.cluster.node_config import PAUSE
 from tests.cluster.source_node import SourceNode
+from tests.eventual import eventually
 
 
 def test_images_that_are_there_are_neither_built_nor_loaded_again(
@@ -72,13 +72,12 @@ def _run_pod(cluster: Cluster, namespace: str, image: str, script: str) -> dict[
         "spec": {"restartPolicy": "Never", "containers": [container]},
     }
     cluster.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(pod))
-    deadline = time.monotonic() + 240
-    while (phase := cluster.kubectl("get", "-n", namespace, "pod", "trial", "-o", "jsonpath={.status.phase}")) not in (
-        "Succeeded",
-        "Failed",
-    ):
-        assert time.monotonic() < deadline, cluster.kubectl("describe", "-n", namespace, "pod", "trial")
-        time.sleep(0.2)
+
+    def ended() -> str:
+        phase = cluster.kubectl("get", "-n", namespace, "pod", "trial", "-o", "jsonpath={.status.phase}")
+        return phase if phase in ("Succeeded", "Failed") else ""
+
+    phase = eventually(ended, 240, lambda: cluster.kubectl("describe", "-n", namespace, "pod", "trial"))
     log = cluster.kubectl("logs", "-n", namespace, "trial")
     assert phase == "Succeeded", log
     return dict(json.loads(log.strip().splitlines()[-1]))

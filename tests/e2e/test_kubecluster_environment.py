@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import tarfile
-import time
 import warnings
 
 import kubeclusters as bed
@@ -15,6 +14,7 @@ from daskfleet.deploy.kubernetes.install import RATTLER
 from daskfleet.versions import VersionMismatchWarning
 
 from tests import channels, wheels
+from tests.eventual import eventually
 
 SERVE = """
 import base64, http.server, pathlib, sys
@@ -67,10 +67,7 @@ def test_workers_have_it_once_for_each_node_and_what_differs_is_named_at_connect
         with warnings.catch_warnings(record=True) as caught, cluster.get_client() as client:
             warnings.simplefilter("always")
             assert set(client.run(colour).values()) == {"blue"}
-            deadline = time.monotonic() + 60
-            while not (told := [str(w.message) for w in caught if w.category is VersionMismatchWarning]):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            told = eventually(lambda: [str(w.message) for w in caught if w.category is VersionMismatchWarning])
         assert any(line.split() == ["colour", "None", "None", "1.0"] for line in told[0].splitlines()), told
         pods = sorted(cluster.requested)
         logs = "".join(kubectl("-n", namespace, "logs", pod, "-c", "environment") for pod in pods).splitlines()
@@ -139,9 +136,6 @@ def test_inside_a_pod_its_own_packages_travel_and_its_own_account_and_services_a
     script = f'{install} && PYTHONPATH=/tmp/mine exec python3 -c "$0" {link} {host}'
     bed.run_in_pod(kubectl, namespace, ["sh", "-c", script, INSIDE])
     status = ("-n", namespace, "get", "pod", "notebook", "-o", "jsonpath={.status.phase}")
-    deadline = time.monotonic() + 240
-    while kubectl(*status) not in ("Succeeded", "Failed"):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    eventually(lambda: kubectl(*status) in ("Succeeded", "Failed"), 240)
     log = kubectl("-n", namespace, "logs", "notebook")
     assert f"SEEN {namespace} tls://inside-scheduler.{namespace}.svc:8786 blue" in log, log

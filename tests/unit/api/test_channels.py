@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from daskfleet import Client, Future, LocalCluster, Queue, Variable
 
+from tests.eventual import eventually, until
+
 
 def test_variable(client: Client) -> None:
     x = Variable("x")
@@ -38,10 +40,7 @@ def test_a_variable_keeps_its_future(cluster: LocalCluster, client: Client) -> N
     Variable("kept").delete()
     assert kept.result(timeout=60)[-1] == 99_999
     del kept
-    deadline = time.monotonic() + 10
-    while client.who_has().get(key) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not client.who_has().get(key)
+    eventually(lambda: not client.who_has().get(key))
 
 
 async def test_variable_asynchronous(aclient: Client) -> None:
@@ -129,10 +128,7 @@ async def test_what_is_cancelled_takes_and_leaves_nothing(aclient: Client, befor
     assert there in ({"data", "future"}, {"data", "future", "put"}) and len(got) == len(there)
     queues, variables = (aclient.cluster.scheduler.extensions[name] for name in ("queues", "variables"))
     assert not queues._asked and not variables._asked and not variables._lines
-    deadline = time.monotonic() + 10
-    while queues._handed and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
-    assert not queues._handed
+    await until(lambda: not queues._handed)
 
 
 def test_what_a_client_has_not_got_when_it_ends_is_back_in_its_place(cluster: LocalCluster, client: Client) -> None:
@@ -143,9 +139,7 @@ def test_what_a_client_has_not_got_when_it_ends_is_back_in_its_place(cluster: Lo
         assert Queue("back", client=other).get() == 0
         other._sync(other._call, "queue_get", "back", 10**9, 2, None)  # and does not say that it has it
         assert queue.qsize() == 1
-    deadline = time.monotonic() + 10
-    while queue.qsize() < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    eventually(lambda: queue.qsize() == 3)
     assert queue.get(batch=True) == [1, 2, 3]
 
 

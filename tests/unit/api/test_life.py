@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from daskfleet import CancelledError, Client, LocalCluster
 from daskfleet.exceptions import DaskfleetError
+
+from tests.eventual import eventually
 
 
 def test_a_client_of_its_own_cluster() -> None:
@@ -42,9 +42,7 @@ def test_retire_and_shutdown() -> None:
         kept = client.map(lambda i: [i], range(10), workers=[first], pure=False)
         client.gather(kept)
         assert list(client.retire_workers([first])) == [first]
-        deadline = time.monotonic() + 60
-        while first in client.nthreads() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        eventually(lambda: first not in client.nthreads())
         assert set(client.nthreads()) == {second}
         assert client.gather(kept) == [[i] for i in range(10)]
         client.shutdown()

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from daskfleet import Client, Event, LocalCluster, Lock, MultiLock, Semaphore, get_worker
 
+from tests.eventual import eventually
+
 
 def append(lock: Lock, path: str, n: int) -> None:
     with lock:
@@ -73,9 +75,7 @@ def test_a_lock_is_free_when_its_worker_is_killed(client: Client, tmp_path: Path
             time.sleep(60)
 
     future = client.submit(hold, str(flag), pure=False)
-    deadline = time.monotonic() + 60
-    while not (flag.exists() and flag.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    eventually(lambda: flag.exists() and flag.read_text())
     mine = Lock("killed", client=client)
     assert mine.acquire(timeout=0.05) is False
     os.kill(int(flag.read_text()), signal.SIGKILL)

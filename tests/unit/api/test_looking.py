@@ -28,6 +28,8 @@ from daskfleet import (
 from daskfleet.exceptions import VersionMismatch
 from daskfleet.versions import VersionMismatchWarning, mismatches, versions
 
+from tests.eventual import eventually
+
 
 def busy(seconds: float) -> int:
     deadline, n = time.monotonic() + seconds, 0
@@ -61,11 +63,12 @@ def test_who_has_what(client: Client) -> None:
 
 def test_processing_and_call_stack(client: Client) -> None:
     client.run(busy, 0.0)  # so that the task does not spend its time importing this module
-    future = client.submit(busy, 2, key="busy-1", pure=False)
-    deadline = time.monotonic() + 60
-    while "in busy" not in str(stacks := client.call_stack()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    ((address, by_key),) = stacks.items()
+    future = client.submit(busy, 60, key="busy-1", pure=False)
+
+    def seen() -> dict[str, Any]:
+        return stacks if "in busy" in str(stacks := client.call_stack()) else {}
+
+    ((address, by_key),) = eventually(seen).items()
     assert client.processing()[address] == ("busy-1",)
     assert list(by_key) == ["busy-1"]
     assert "in busy" in by_key["busy-1"][0]
@@ -127,9 +130,7 @@ def test_versions(client: Client) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with Client(client.cluster, set_as_default=False) as other:
-            deadline = time.monotonic() + 60
-            while not caught and time.monotonic() < deadline:
-                time.sleep(0.02)
+            eventually(lambda: caught)
             assert other.status == "running"
     assert [warning.category for warning in caught] == [VersionMismatchWarning]
     client.restart_workers([first])

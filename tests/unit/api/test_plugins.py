@@ -24,6 +24,8 @@ from daskfleet import (
 )
 from daskfleet.exceptions import DaskfleetError
 
+from tests.eventual import eventually
+
 
 class Recorder(SchedulerPlugin):
     name = "recorder"
@@ -214,11 +216,11 @@ def test_nanny_plugin(client: Client, tmp_path: Path) -> None:
 def test_environ_restarts_workers(client: Client) -> None:
     before = set(client.run(os.getpid).values())
     client.register_plugin(Environ({"MY_SETTING": 5}))
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if len(pids := set(client.run(os.getpid, on_error="ignore").values())) == 2 and not pids & before:
-            break
-        time.sleep(0.02)
+
+    def two_new() -> bool:
+        return len(pids := set(client.run(os.getpid, on_error="ignore").values())) == 2 and not pids & before
+
+    eventually(two_new)
     assert set(client.run(os.getenv, "MY_SETTING").values()) == {"5"}
     client.unregister_worker_plugin("Environ", nanny=True)
 

@@ -27,6 +27,8 @@ from daskfleet import (
     worker_client,
 )
 
+from tests.eventual import eventually
+
 
 def inc(x: int) -> int:
     return x + 1
@@ -162,13 +164,9 @@ def test_fire_and_forget(client: Client, tmp_path: Path) -> None:
     with Client(client.cluster, set_as_default=False) as other:
         fire_and_forget(other.map(touch, [str(tmp_path / name) for name in names], pure=False))
     fire_and_forget([dask.delayed(touch)(str(tmp_path / "delayed"))])
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.iterdir())) < 9 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    eventually(lambda: len(list(tmp_path.iterdir())) == 9)
     assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "delayed"]
-    while any(client.has_what().values()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(client.has_what().values())  # their results are let go
+    eventually(lambda: not any(client.has_what().values()))  # their results are let go
 
 
 def test_reschedule(client: Client) -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from tests.cluster import images, tools
 from tests.cluster.oci import full_name
 from tests.cluster.processes import Processes, started_at
 from tests.cluster.progress import ClusterError, run
+from tests.eventual import eventually
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,11 @@ def test_an_absent_command_is_named() -> None:
 def test_processes_are_ended_with_their_group(tmp_path: Path) -> None:
     processes = Processes(tmp_path)
     processes.start("parent", ["sh", "-c", "sleep 60 & echo $!; wait"], cwd=tmp_path)
-    deadline = time.monotonic() + 10
-    while not processes.log("parent").strip() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    child = int(processes.log("parent"))
+    child = int(eventually(lambda: processes.log("parent").strip()))
     assert processes.alive() == {"parent": True}
     processes.stop(["parent"], grace=5)
     assert processes.alive() == {}
-    while started_at(child) is not None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert started_at(child) is None
+    eventually(lambda: started_at(child) is None)
 
 
 def test_a_process_that_took_over_an_id_is_left_alone(tmp_path: Path) -> None:

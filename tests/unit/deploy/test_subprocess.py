@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 
 import psutil
 import pytest
 from daskfleet import Client, SubprocessCluster
 from daskfleet.deploy.session import LOG_LENGTH
 from daskfleet.exceptions import DaskfleetError
+
+from tests.eventual import eventually
 
 
 def test_scheduler_and_workers_are_processes_that_end_with_it() -> None:
@@ -36,10 +37,7 @@ def test_scheduler_and_workers_are_processes_that_end_with_it() -> None:
         client.wait_for_workers(2, timeout=90)
         assert set(client.nthreads().values()) == {2}
         pids = [worker["pid"] for worker in client.scheduler_info()["workers"].values()]
-    deadline = time.monotonic() + 60
-    while any(psutil.pid_exists(pid) for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 
 def test_what_keeps_the_scheduler_from_starting_is_said() -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from daskfleet import Client, LocalCluster, wait
 
+from tests.eventual import eventually
+
 
 @pytest.fixture
 def three():
@@ -49,10 +51,11 @@ def test_a_worker_born_again_is_forked_with_what_the_dead_one_had_imported(three
     victim, name = next((address, info["name"]) for address, info in client.scheduler_info()["workers"].items())
     client.submit(make, 1, workers=[victim], pure=False).result(timeout=180)
     kill(client, victim)
-    deadline = time.monotonic() + 180
-    while not (new := [a for a, w in client.scheduler_info()["workers"].items() if w["name"] == name and a != victim]):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+
+    def successor() -> list[str]:
+        return [a for a, w in client.scheduler_info()["workers"].items() if w["name"] == name and a != victim]
+
+    new = eventually(successor)
     assert client.run(has_numpy, workers=new) == {new[0]: True}
 
 
