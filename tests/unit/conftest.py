@@ -8,6 +8,14 @@ import pytest
 from daskfleet import Client, LocalCluster
 
 
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> Iterator[None]:
+    """Workers may take longer to start than users would wait; what passes is not to depend on the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("daskfleet.deploy.local.TIMEOUT", 240.0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     """Two worker processes of one thread each."""

@@ -530,7 +530,7 @@ async def test_a_worker_that_retires_waits_for_the_data_that_a_client_is_sending
             return await send(address, *args)
 
         client._ask_worker = send_late
-        scattering = asyncio.create_task(client._scatter([[n] for n in range(4)], [], False, True, 20))
+        scattering = asyncio.create_task(client._scatter([[n] for n in range(4)], None, False, True, 20))
         await until(lambda: all(worker.expecting for worker in scheduler.state.workers.values()))
         victim = workers[0].address
         retiring = asyncio.create_task(scheduler.retire_workers([scheduler.state.workers[victim]], close_workers=True))
