@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -56,10 +55,10 @@ class Namespace:
         return str(self.cluster.kubectl("-n", self.name, *args, input=input))
 
     def apply(self, manifest: Json | Path) -> None:
-        if isinstance(manifest, Path):
+        if isinstance(manifest, Path):  # a user's
             self.kubectl("apply", "-f", str(manifest))
         else:
-            self.kubectl("apply", "-f", "-", input=json.dumps(manifest))
+            reader(self.cluster.kubeconfig).apply(self.name, manifest)
 
     def get(self, kind: str, name: str) -> Json:
         status, found = reader(self.cluster.kubeconfig).get(f"{path_of(self.name, kind)}/{name}")

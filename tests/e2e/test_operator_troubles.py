@@ -5,6 +5,7 @@ All clusters are made at once and share a namespace; their containers sleep, as 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,7 +104,8 @@ def lab(operator_in_cluster: Any, module_namespace: str) -> Iterator[Namespace]:
     lab = Namespace(operator_in_cluster, module_namespace)
     reserved = {"claimRef": {"namespace": lab.name, "name": "absent"}, "capacity": {"storage": "1Mi"}}
     spec = {key: CLAIM[key] for key in ("accessModes", "storageClassName")}
-    lab.apply(plain("PersistentVolume", lab.name, spec={**spec, **reserved, "hostPath": {"path": "/tmp"}}))
+    volume = plain("PersistentVolume", lab.name, spec={**spec, **reserved, "hostPath": {"path": "/tmp"}})
+    lab.kubectl("apply", "-f", "-", input=json.dumps(volume))
     lab.apply(plain("List", "", items=[manifest(name, trouble) for name, trouble in TROUBLES.items()]))
     yield lab
     lab.kubectl("delete", "persistentvolume", lab.name, "--wait=false")
