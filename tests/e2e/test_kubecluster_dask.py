@@ -45,7 +45,7 @@ print("done")
 
 
 def test_work_and_scaling_with_upstreams_own_client(upstream, namespace):
-    done = bed.run_program(SCRIPT.format(namespace=namespace, image=IMAGE), upstream, 110)
+    done = bed.run_program(SCRIPT.format(namespace=namespace, image=IMAGE), upstream, 400)
     assert done.stdout == "done\n", done.stderr
 
 
@@ -81,7 +81,7 @@ def test_a_release_of_dasks_own_chart_is_adopted(upstream, namespace, operator_i
     ]
     listing = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
     operator_in_cluster.kubectl("-n", namespace, "apply", "-f", "-", input=listing)
-    done = bed.run_program(RELEASE.format(namespace=namespace), upstream, 110)
+    done = bed.run_program(RELEASE.format(namespace=namespace), upstream, 400)
     assert done.stdout == "done\n", done.stderr
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("operator_in_cluster")
 NOTEBOOK = """
 import time
 from daskfleet import KubeCluster
-cluster = KubeCluster(name="kept", namespace={namespace!r}, n_workers=1, idle_timeout=6, shutdown_on_close=False)
+cluster = KubeCluster(name="kept", namespace={namespace!r}, n_workers=1, idle_timeout=30, shutdown_on_close=False)
 client = cluster.get_client()
 client.publish_dataset(answer=client.submit(sum, [1, 2, 3]), wanted=client.submit(time.sleep, 5))
 print("published", flush=True)
@@ -70,7 +70,7 @@ KubeCluster(name="c", namespace={namespace!r}, image="nosuch/image:1", resource_
         pass
     finally:
         os.close(main)
-        said = process.communicate(timeout=90)[1].decode()
+        said = process.communicate(timeout=180)[1].decode()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert f"Starting {namespace}/c (" in text
     assert re.search(r"c-scheduler-\S+ +(ErrImagePull|ImagePullBackOff) +.*nosuch/image:1", text), text
@@ -86,5 +86,5 @@ KubeCluster(name="c", namespace={namespace!r}, image="nosuch/image:1")
     get = ("-n", namespace, "get", "daskclusters", "-o", "name")
     eventually(lambda: kubernetes_api.kubectl(*get))
     process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate(timeout=90)[1]
+    assert "KeyboardInterrupt" in process.communicate(timeout=180)[1]
     eventually(lambda: not kubernetes_api.kubectl(*get))

@@ -65,7 +65,7 @@ def theirs(operator_in_cluster: Any) -> Path:
 
 
 def test_create_scale_adapt_and_close(operator_in_cluster: Any, theirs: Path, namespace: str) -> None:
-    done = bed.run_program(PROGRAM.format(image=IMAGE, namespace=namespace), theirs, 180)
+    done = bed.run_program(PROGRAM.format(image=IMAGE, namespace=namespace), theirs, 400)
     assert done.stdout.split() == ["scaled", "grouped", "adapted", "closed"], done.stdout + done.stderr[-4000:]
     lab = Namespace(operator_in_cluster, namespace)
     assert lab.items("daskclusters") == [] and lab.items("daskautoscalers") == []

@@ -293,11 +293,11 @@ def test_an_idle_cluster_is_ended_and_one_that_is_busy_or_in_use_is_not(
     lab: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.apply(cluster("idle", 1, idleTimeout=3))
-    monkeypatch.setattr(spec, "ABANDONED_AFTER", 8)
+    monkeypatch.setattr(spec, "ABANDONED_AFTER", 16)
     with KubeCluster(name="used", namespace=lab.name, quiet=True) as used, used.get_client() as user:
-        made = KubeCluster(name="busy", namespace=lab.name, n_workers=1, idle_timeout=5, quiet=True)
+        made = KubeCluster(name="busy", namespace=lab.name, n_workers=1, idle_timeout=20, quiet=True)
         with made as busy, busy.get_client() as client:
-            client.submit(time.sleep, 9).result(timeout=240)
+            client.submit(time.sleep, 25).result(timeout=240)
             assert client.submit(sum, [1, 2]).result(timeout=180) == 3
         assert lab.get("dsk", "used") and user.scheduler_info()["workers"] == {}
     eventually(lambda: not lab.get("dsk", "idle"), "the idle cluster to go", 180)
