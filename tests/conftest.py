@@ -34,6 +34,7 @@ from tests.cluster import Cluster, NoKubernetes, find, images, project, tools
 from tests.cluster.progress import ClusterError
 from tests.cluster.reader import path_of, reader
 from tests.cluster.source_node import SourceNode
+from tests.eventual import eventually
 
 CLUSTER = pytest.StashKey[Cluster | str]()
 """The cluster, or the reason why there is none."""
@@ -238,10 +239,8 @@ def _namespace(cluster: Cluster) -> Iterator[str]:
     status, said = api.ask("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
     assert status == 201, said
     # Pods are refused until the controllers have made the namespace's account.
-    account, end = path_of(name, "serviceaccount") + "/default", time.monotonic() + 120
-    while api.get(account)[0] != 200:
-        assert time.monotonic() < end, f"no service account in the new namespace {name}"
-        time.sleep(0.02)
+    account = path_of(name, "serviceaccount") + "/default"
+    eventually(lambda: api.get(account)[0] == 200, 120, lambda: f"no service account in the new namespace {name}")
     yield name
     status, said = api.ask("DELETE", f"/api/v1/namespaces/{name}")
     assert status in (200, 202), said

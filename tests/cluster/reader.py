@@ -52,15 +52,13 @@ class Reader:
         """The status, and the object, list or Status that is answered."""
         return self.ask("GET", path)
 
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    def ask(self, method: str, path: str, body: Any = None, content: str = "application/json") -> tuple[int, Any]:
         """The same for any method."""
         connection = http.client.HTTPConnection("localhost")
         connection.sock = socket.socket(socket.AF_UNIX)
         try:
             connection.sock.settimeout(120)
             connection.sock.connect(self._socket)
-            # JSON is YAML, which is the one name for what is applied.
-            content = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
             given = None if body is None else json.dumps(body)
             connection.request(method, path, given, {"Content-Type": content} if given else {})
             answer = connection.getresponse()
@@ -72,7 +70,9 @@ class Reader:
         """What ``kubectl apply --server-side --force-conflicts`` does, for what is in namespaces, or a List."""
         for item in manifest["items"] if manifest["kind"] == "List" else [manifest]:
             path = f"{path_of(namespace, item['kind'])}/{item['metadata']['name']}"
-            status, said = self.ask("PATCH", f"{path}?fieldManager=tests&force=true&fieldValidation=Strict", item)
+            options = "fieldManager=tests&force=true&fieldValidation=Strict"
+            # JSON is YAML, which is the one name for what is applied.
+            status, said = self.ask("PATCH", f"{path}?{options}", item, "application/apply-patch+yaml")
             if status not in (200, 201):
                 raise ClusterError(f"{path}: {said['message']}")
 

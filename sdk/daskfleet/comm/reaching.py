@@ -53,7 +53,8 @@ async def reach(
     Raises
     ------
     TimeoutError
-        There was none in time; the message says why the last attempt failed that `timeout` did not cut short.
+        There was none in time; the message says why the last attempt failed, or, if that was cut short without an
+        answer, why one before it did.
     ProtocolError, AuthenticationError, ConnectionError, ssl.SSLCertVerificationError
         Something is there that does not want us, which waiting does not mend.
     """
@@ -72,6 +73,7 @@ async def reach(
             if isinstance(error, (ProtocolError, ssl.SSLCertVerificationError)) or (hung_up and not early):
                 raise
             waited = time.monotonic() - started
+            # An attempt that is as short as what is left says nothing of the scheduler: what was known before stands.
             if why is None or left > ATTEMPT or not isinstance(error, TimeoutError):
                 why = error
             if timeout is not None and waited > timeout:

@@ -41,6 +41,11 @@ def wait_for(path: Path) -> str:
     return eventually(lambda: path.read_text() if path.exists() else "")
 
 
+def processes(client: Client) -> set[int]:
+    """Those of the workers that answer, while others are replaced."""
+    return set(client.run(os.getpid, on_error="ignore").values())
+
+
 def test_timeout(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "ended"
     future = client.submit(spin, 60, str(path), timeout=1, key="slow", pure=False)
@@ -74,11 +79,7 @@ def test_timeout_of_what_does_not_return(client: Client) -> None:
     client.gather(kept)
     with pytest.raises(TimeoutError, match="longer than its timeout"):
         client.submit(stuck, 60, timeout=0.2, pure=False).result(timeout=60)
-
-    def new() -> set[int]:
-        return set(client.run(os.getpid, on_error="ignore").values()) - before
-
-    assert len(eventually(new)) == 1  # one process was replaced, and nothing is lost
+    assert len(eventually(lambda: processes(client) - before)) == 1  # one process was replaced, and nothing is lost
     client.wait_for_workers(2, timeout=60)
     assert client.gather(kept) == list(range(20))
 
@@ -114,7 +115,7 @@ def test_cancel_force_replaces_a_stuck_worker(client: Client, tmp_path: Path) ->
     wait_for(tmp_path / "called")
     before = set(client.run(os.getpid).values())
     future.cancel(force=True)
-    eventually(lambda: set(client.run(os.getpid, on_error="ignore").values()) - before)
+    eventually(lambda: processes(client) - before)
     client.wait_for_workers(2, timeout=60)
     assert client.gather(client.map(lambda x: x + 1, range(10), pure=False)) == list(range(1, 11))
 
